@@ -1,0 +1,132 @@
+"""Checks on a config that run before anything compiles; each error names the key and says what would be right."""
+
+from clips_jax.config import Config, ConfigError, DataConfig, ModelConfig
+from clips_jax.data.tokenizer import SPECIALS_PER_SEQUENCE
+
+
+def check(config: Config) -> None:
+    """Checks that hold on any number of devices; `check_mesh` adds those that depend on it."""
+    if config.batch_size < 1 or config.total_steps < 1:
+        raise ConfigError(
+            f"total_samples: {config.total_samples} is less than one batch (batch_size {config.batch_size}); "
+            "it counts samples, not steps."
+        )
+    for name, every in (("log_every_steps", config.log_every_steps), ("checkpoint.every_steps", config.checkpoint.every_steps)):
+        if every < 1:
+            raise ConfigError(f"{name}: {every} is not an interval; use 1 or more.")
+    _check_model(config.model)
+    _check_data(config.data)
+    _check_views(config)
+    _check_captioner(config)
+    if config.optimizer.warmup_samples >= config.total_samples:
+        raise ConfigError(
+            f"optimizer.warmup_samples: {config.optimizer.warmup_samples} is not below total_samples "
+            f"({config.total_samples}), so the learning rate would never reach its peak."
+        )
+
+
+def check_mesh(config: Config, device_count: int) -> dict[str, int]:
+    """Axis sizes for this many devices; raises `ConfigError` if the batch does not divide over them."""
+    sizes = config.mesh.resolve(device_count)
+    shards = sizes["data"] * sizes["fsdp"]
+    if config.batch_size % shards:
+        down = config.batch_size // shards * shards
+        raise ConfigError(
+            f"batch_size: {config.batch_size} does not divide over data x fsdp = {shards} devices; "
+            f"use {' or '.join(str(b) for b in (down, down + shards) if b)}."
+        )
+    captioner = config.model.captioner
+    if captioner and config.batch_size // shards % captioner.every:
+        raise ConfigError(
+            f"model.captioner.every: {captioner.every} does not divide the {config.batch_size // shards} examples of a "
+            "device; use a divisor."
+        )
+    return sizes
+
+
+def _check_model(model: ModelConfig) -> None:
+    stacks = {"model.image": model.image.transformer, "model.text": model.text.transformer}
+    if model.captioner:
+        stacks["model.captioner"] = model.captioner.transformer
+    for path, stack in stacks.items():
+        if stack.width % stack.heads:
+            raise ConfigError(f"{path}.transformer.heads: {stack.heads} does not divide width {stack.width}.")
+        if stack.depth < 1:
+            raise ConfigError(f"{path}.transformer.depth: {stack.depth}; use 1 or more.")
+    image = model.image
+    if image.image_size % image.patch_size:
+        down = image.image_size // image.patch_size * image.patch_size
+        raise ConfigError(
+            f"model.image.image_size: {image.image_size} is not a multiple of patch_size {image.patch_size}; "
+            f"use {' or '.join(str(s) for s in (down, down + image.patch_size) if s)}."
+        )
+    if image.positions == "sincos2d" and image.transformer.width % 4:
+        raise ConfigError(f"model.image.transformer.width: {image.transformer.width} must divide by 4 for sincos2d.")
+
+
+def _check_data(data: DataConfig) -> None:
+    for name, text in data.texts.items():
+        if text.length < 1:
+            raise ConfigError(f"data.texts.{name}.length: {text.length}; use 1 or more.")
+        if text.fallback and text.fallback not in data.texts:
+            raise ConfigError(f"data.texts.{name}.fallback: {text.fallback!r} is not one of {sorted(data.texts)}.")
+    for key, (low, high) in (("crop_area", data.crop_area), ("crop_ratio", data.crop_ratio)):
+        if not 0 < low <= high or (key == "crop_area" and high > 1):
+            raise ConfigError(f"data.{key}: {(low, high)} is not a range (crop_area lies within 0 to 1).")
+    for key in ("jitter_probability", "grayscale_probability", "max_bad_fraction"):
+        if not 0 <= getattr(data, key) <= 1:
+            raise ConfigError(f"data.{key}: {getattr(data, key)} is not within 0 to 1.")
+    if data.threads < 1 or data.workers < 0 or data.prefetch < 1:
+        raise ConfigError("data: threads and prefetch must be 1 or more, workers 0 or more.")
+
+
+def _check_views(config: Config) -> None:
+    objective, longest = config.objective, config.model.text.length
+    if objective.contrastive != "none" and not objective.views:
+        raise ConfigError(f"objective.views: the {objective.contrastive} loss needs at least one view.")
+    for name, view in objective.views.items():
+        path = f"objective.views.{name}"
+        missing = [source for source in view.sources if source not in config.data.texts]
+        if missing:
+            raise ConfigError(f"{path}.sources.{missing[0]}: no such text; data.texts has {sorted(config.data.texts)}.")
+        total = sum(view.sources.values())
+        if abs(total - 1) > 1e-6 or min(view.sources.values()) < 0:
+            raise ConfigError(f"{path}.sources: the probabilities sum to {total}, not 1.")
+        if view.length > longest:
+            raise ConfigError(f"{path}.length: {view.length} does not fit model.text.length {longest}.")
+        if not 1 <= view.tokens_kept <= view.length - SPECIALS_PER_SEQUENCE:
+            raise ConfigError(
+                f"{path}.budget: {view.tokens_kept} tokens and {SPECIALS_PER_SEQUENCE} special ones do not fit a "
+                f"length of {view.length}; use a budget of at most {view.length - SPECIALS_PER_SEQUENCE}."
+            )
+        if view.sentences < 0 or view.weight < 0:
+            raise ConfigError(f"{path}: sentences and weight cannot be negative.")
+    if objective.contrastive != "none" and sum(view.weight for view in objective.views.values()) <= 0:
+        raise ConfigError("objective.views: at least one view needs a weight above 0.")
+
+
+def _check_captioner(config: Config) -> None:
+    captioner = config.model.captioner
+    if captioner is None:
+        if config.objective.contrastive == "none":
+            raise ConfigError("objective.contrastive: 'none' without a captioner leaves nothing to train.")
+        return
+    text = config.data.texts.get(captioner.target)
+    if text is None:
+        raise ConfigError(
+            f"model.captioner.target: {captioner.target!r} is not a text; data.texts has {sorted(config.data.texts)}."
+        )
+    if captioner.target_length < 2 or text.length < captioner.target_length - 1:
+        raise ConfigError(
+            f"model.captioner.target_length: {captioner.target_length} positions hold {captioner.target_length - 1} "
+            f"tokens and EOS, but data.texts.{captioner.target}.length is {text.length}; "
+            f"use at most {text.length + 1}."
+        )
+    if captioner.every < 1:
+        raise ConfigError(f"model.captioner.every: {captioner.every}; use 1 or more.")
+    known = {"image", *config.objective.views}
+    for name in captioner.condition_on:
+        if name not in known:
+            raise ConfigError(f"model.captioner.condition_on: {name!r} is not one of {sorted(known)}.")
+    if "image" not in captioner.condition_on:
+        raise ConfigError("model.captioner.condition_on: 'image' must be among them.")

@@ -1,0 +1,154 @@
+"""A trained model as functions from pictures and strings to numbers: all that evaluators and the report see of it.
+
+Legend: B batch, S image size, E joint width, L text length, T target positions.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from clips_jax import masks
+from clips_jax.augment import prepare_images
+from clips_jax.batch import TokenizedText
+from clips_jax.config import Config
+from clips_jax.data.tokenizer import SentencePieceTokenizer
+from clips_jax.losses import caption_cross_entropy
+from clips_jax.models.clips import Clips
+from clips_jax.sharding import process_rows, to_devices
+
+LoadImages = Callable[[Sequence[int]], np.ndarray]  # indices -> uint8 (len(indices), S, S, 3)
+
+
+class Encoder:
+    """Encodes any number of pictures and texts over the mesh; the last batch is padded, nothing is dropped.
+
+    Every process gets the same, whole result; each loads and tokenizes only its rows.
+
+    Attributes:
+      params: the model's parameters; set it to encode with others.
+      image_size: pixels.
+    """
+
+    def __init__(
+        self, config: Config, model: Clips, tokenizer: SentencePieceTokenizer, mesh: Mesh, params: Any
+    ) -> None:
+        self.params = params
+        self.image_size = config.model.image.image_size
+        self._config, self._model, self._tokenizer, self._mesh = config, model, tokenizer, mesh
+        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._batch_size = -(-config.evaluation.batch_size // shards) * shards
+        self._rows = process_rows(mesh, self._batch_size)
+        whole = NamedSharding(mesh, PartitionSpec())
+        compiled = functools.partial(jax.jit, out_shardings=whole)
+        self._encode_images = compiled(self._image_embeddings)
+        self._encode_texts = compiled(self._text_embeddings)
+        self._score_captions = compiled(self._caption_scores)
+        self._write_captions = compiled(self._greedy_captions)
+
+    @property
+    def has_captioner(self) -> bool:
+        """Whether `caption_loss` and `captions` can be called."""
+        return self._config.model.captioner is not None
+
+    def images(self, load: LoadImages, count: int) -> np.ndarray:
+        """Embeddings of `count` pictures: float32 (count, E), L2-normalised."""
+        return self._run(lambda rows: (load(rows),), count, self._encode_images)
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of strings: float32 (len(texts), E), L2-normalised."""
+        length = self._config.model.text.length
+        return self._run(lambda rows: (self._tokenizer.encode([texts[i] for i in rows], length),), len(texts), self._encode_texts)
+
+    def caption_loss(
+        self, load: LoadImages, count: int, alt_texts: Sequence[str], targets: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Per example, the cross-entropy summed over target tokens (nats) and the number of them: float32 (count,)."""
+        captioner = self._config.model.captioner
+        assert captioner
+        length = self._config.data.texts[captioner.target].length
+
+        def arrays(rows: Sequence[int]) -> tuple[Any, ...]:
+            tokens, sentence_ids = self._tokenizer.tokenize([targets[i] for i in rows], length)
+            return load(rows), self._conditions(alt_texts, rows), TokenizedText(tokens, sentence_ids)
+
+        scores = self._run(arrays, count, self._score_captions)
+        return scores[:, 0], scores[:, 1]
+
+    def captions(self, load: LoadImages, count: int, alt_texts: Sequence[str]) -> list[str]:
+        """Recaptions written greedily from picture and AltText."""
+
+        def arrays(rows: Sequence[int]) -> tuple[Any, ...]:
+            return load(rows), self._conditions(alt_texts, rows)
+
+        tokens = self._run(arrays, count, self._write_captions)
+        return [self._tokenizer.decode(row) for row in tokens]
+
+    def _conditions(self, alt_texts: Sequence[str], rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """AltTexts as the views that the captioner is conditioned on."""
+        captioner, views = self._config.model.captioner, self._config.objective.views
+        assert captioner
+        texts = [alt_texts[i] for i in rows]
+        names = [name for name in captioner.condition_on if name != "image"]
+        return {name: self._tokenizer.encode(texts, views[name].length) for name in names}
+
+    def _run(self, arrays: Callable[[Sequence[int]], tuple[Any, ...]], count: int, function: Any) -> np.ndarray:
+        """`function(params, *arrays(rows))` for all rows 0 … count-1, a batch at a time."""
+        results = [np.zeros((0,))]
+        for start in range(0, count, self._batch_size):
+            # Rows past the end repeat the last one and are cut off below.
+            rows = np.minimum(start + self._rows, count - 1)
+            inputs = to_devices(arrays(rows.tolist()), self._mesh, self._batch_size)
+            results.append(np.asarray(function(self.params, *inputs))[: count - start])
+        return np.concatenate(results[1:] or results)
+
+    def _apply(self, params: Any, *args: Any, method: str) -> Any:
+        return self._model.apply({"params": params}, *args, method=method)
+
+    def _image_embeddings(self, params: Any, images_BxSxSx3: jax.Array) -> jax.Array:
+        return self._apply(params, prepare_images(images_BxSxSx3, None, self._config.data), method="encode_image")
+
+    def _view(self, tokens_BxL: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return tokens_BxL, tokens_BxL != self._tokenizer.special.pad
+
+    def _text_embeddings(self, params: Any, tokens_BxL: jax.Array) -> jax.Array:
+        return self._apply(params, self._view(tokens_BxL), method="encode_text")
+
+    def _tokens_and_views(self, params: Any, images: jax.Array, conditions: dict[str, jax.Array]) -> tuple[Any, Any]:
+        views = {name: self._view(tokens_BxL) for name, tokens_BxL in conditions.items()}
+        images = prepare_images(images, None, self._config.data)
+        return self._apply(params, images, views, method="encode_tokens"), views
+
+    def _caption_scores(
+        self, params: Any, images: jax.Array, conditions: dict[str, jax.Array], target: TokenizedText
+    ) -> jax.Array:
+        captioner = self._config.model.captioner
+        assert captioner
+        tokens, views = self._tokens_and_views(params, images, conditions)
+        targets_BxT, weights_BxT = masks.caption_target(target, captioner.target_length, self._tokenizer.special)
+        hidden_BxTxD, head_DxV = self._apply(params, tokens, views, targets_BxT, method="decode")
+        losses_BxT = caption_cross_entropy(hidden_BxTxD, head_DxV, targets_BxT)
+        return jnp.stack([(losses_BxT * weights_BxT).sum(axis=1), weights_BxT.sum(axis=1)], axis=1)
+
+    def _greedy_captions(self, params: Any, images: jax.Array, conditions: dict[str, jax.Array]) -> jax.Array:
+        captioner = self._config.model.captioner
+        assert captioner
+        tokens, views = self._tokens_and_views(params, images, conditions)
+
+        def predict(targets_BxT: jax.Array) -> jax.Array:
+            hidden_BxTxD, head_DxV = self._apply(params, tokens, views, targets_BxT, method="decode")
+            return jnp.einsum("btd,dv->btv", hidden_BxTxD, head_DxV).argmax(axis=-1).astype(jnp.int32)
+
+        empty_BxT = jnp.full((len(images), captioner.target_length), self._tokenizer.special.pad, jnp.int32)
+        if captioner.kind == "learnable":
+            return predict(empty_BxT)
+        position_T = jnp.arange(captioner.target_length)
+
+        def write_one(position: jax.Array, targets_BxT: jax.Array) -> jax.Array:
+            return jnp.where(position_T[None] == position, predict(targets_BxT), targets_BxT)
+
+        return jax.lax.fori_loop(0, captioner.target_length, write_one, empty_BxT)

@@ -1,0 +1,131 @@
+"""A split as evaluators see it: pictures decoded on demand and embedded once, everything else in memory."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from clips_jax.config import Config, ConfigError
+from clips_jax.data.images import BadImage, decode_squashed
+from clips_jax.data.triples import Records, open_builder
+from clips_jax.evaluators import Encoder, Load
+
+# Records read at once while their texts are collected.
+_READ = 256
+# What stands in for a picture that cannot be read.
+_GREY = 128
+
+
+class RecordSource(Protocol):
+    """Random access to records: dicts with "image" as encoded bytes."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The records at these positions."""
+        ...
+
+
+class Split:
+    """One split of a dataset, under one encoder.
+
+    Attributes:
+      features: the records in order, without their pictures.
+    """
+
+    def __init__(self, records: RecordSource, encoder: Encoder, class_names: dict[str, list[str]] | None = None):
+        """Reads all records once; `class_names` holds the names of each ClassLabel feature."""
+        self._records = records
+        self._encoder = encoder
+        self._class_names = class_names or {}
+        self._unreadable = np.zeros(len(records), bool)
+        self._embeddings: np.ndarray | None = None
+        self.features: list[dict[str, Any]] = []
+        for start in range(0, len(records), _READ):
+            for record in records.read(range(start, min(start + _READ, len(records)))):
+                self.features.append({name: value for name, value in record.items() if name != "image"})
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def column(self, feature: str) -> list[Any]:
+        """One feature of all records; raises `ConfigError` if they do not have it."""
+        if self.features and feature not in self.features[0]:
+            raise ConfigError(f"evaluation: records have no feature {feature!r}; they have {sorted(self.features[0])}.")
+        return [record[feature] for record in self.features]
+
+    def kept(self, leave_out: str) -> np.ndarray:
+        """int64 (n,): positions of the records whose boolean feature `leave_out` is not true ("" keeps all)."""
+        if not leave_out:
+            return np.arange(len(self))
+        return np.flatnonzero(~np.asarray(self.column(leave_out), bool))
+
+    def class_names(self, feature: str) -> list[str]:
+        """Names of a ClassLabel feature; raises `ConfigError` if it is none."""
+        if feature not in self._class_names:
+            raise ConfigError(
+                f"evaluation: {feature!r} is not a ClassLabel feature; the dataset has {sorted(self._class_names)}."
+            )
+        return self._class_names[feature]
+
+    def encoded_image(self, position: int) -> bytes:
+        """The picture as it is stored."""
+        return self._records.read([position])[0]["image"]
+
+    def load(self, positions: Sequence[int]) -> np.ndarray:
+        """uint8 (n, S, S, 3); a picture that cannot be read comes out grey and is remembered."""
+        size = self._encoder.image_size
+        images = np.full((len(positions), size, size, 3), _GREY, np.uint8)
+        for row, record in enumerate(self._records.read([int(position) for position in positions])):
+            try:
+                images[row] = decode_squashed(record["image"], size)
+            except BadImage:
+                self._unreadable[int(positions[row])] = True
+        return images
+
+    def subset(self, positions: Sequence[int]) -> Load:
+        """A `load` whose picture i is this split's picture `positions[i]`."""
+        return lambda indices: self.load([int(positions[int(index)]) for index in indices])
+
+    def embeddings(self) -> np.ndarray:
+        """float32 (N, E); NaN where the picture cannot be read, so that it is never right."""
+        if self._embeddings is None:
+            embeddings = np.array(self._encoder.images(self.load, len(self)), np.float32)
+            embeddings[self.bad()] = np.nan
+            self._embeddings = embeddings
+        return self._embeddings
+
+    def bad(self) -> np.ndarray:
+        """bool (N,): pictures found unreadable so far, by any process; all processes call it together."""
+        if jax.process_count() == 1:
+            return self._unreadable
+        return np.any(np.asarray(multihost_utils.process_allgather(self._unreadable)), axis=0, keepdims=False)
+
+
+class Splits:
+    """Splits by (dataset, data_dir, name), each opened and embedded once for one encoder's parameters."""
+
+    def __init__(self, config: Config, encoder: Encoder):
+        self._data = config.data
+        self._encoder = encoder
+        self._open: dict[tuple[str, str, str], Split] = {}
+
+    def get(self, name: str, dataset: str = "", data_dir: str = "") -> Split:
+        """The split; a dataset or folder that is "" is the training data's."""
+        dataset = dataset or self._data.dataset
+        data_dir = data_dir or self._data.data_dir
+        key = (dataset, data_dir, name)
+        if key not in self._open:
+            records = Records(dataset, name, data_dir)
+            self._open[key] = Split(records, self._encoder, _class_names(dataset, data_dir))
+        return self._open[key]
+
+
+def _class_names(dataset: str, data_dir: str) -> dict[str, list[str]]:
+    """The names of each ClassLabel feature."""
+    import tensorflow_datasets as tfds  # slow to import, and only needed where a dataset is opened
+
+    features = open_builder(dataset, data_dir).info.features
+    return {name: list(kind.names) for name, kind in features.items() if isinstance(kind, tfds.features.ClassLabel)}

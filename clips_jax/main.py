@@ -1,0 +1,106 @@
+"""Trains CLIPS.
+
+  python -m clips_jax.main --config configs/demo.py --workdir /tmp/demo
+
+A config is a Python file; what follows a colon are its arguments, `--config.a.b=…` overrides single keys:
+
+  python -m clips_jax.main --config configs/demo.py:method=clip --workdir /tmp/clip --config.seed=1
+  python -m clips_jax.main --config configs/clips_b16.py:smoke=True --workdir /tmp/b16
+  python -m clips_jax.main --config configs/clips_b16.py:stage=2 --config.init_from=gs://…/stage1 --workdir gs://…/stage2
+
+The same command again resumes from the newest checkpoint in the workdir. The workdir receives `config.json`,
+`checkpoints/`, `metrics.jsonl`, `tensorboard/`, `results.json` and `report.html`. `--print_config` shows the resolved
+config and stops. Each config's docstring says what it trains, how long it takes and what to expect.
+"""
+
+import json
+import logging as standard_logging
+import os
+import sys
+
+# clu's writers import TensorFlow; its start-up lines are noise.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import jax
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import config_flags
+
+from clips_jax.checkpoint import CheckpointMismatch
+from clips_jax.config import ConfigError, to_dict
+from clips_jax.config_check import check_mesh
+from clips_jax.config_parse import from_config_dict
+from clips_jax.train import NonFiniteError, train
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its arguments: configs/NAME.py[:key=value,…].")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://; created if it is not there.")
+PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and stop.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the other processes of the run: found out on TPU pods, SLURM and GKE; elsewhere set JAX_COORDINATOR_ADDRESS, "
+    "JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+)
+
+
+def quiet_terminal() -> None:
+    """The terminal keeps warnings and the progress lines; INFO is for `train.log`."""
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setLevel(standard_logging.WARNING)
+
+
+def log_to_file(workdir: str) -> None:
+    """Sends INFO, clu's metric lines among them, to `WORKDIR/train.log` (local folders only)."""
+    folder = epath.Path(workdir)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        if "://" not in workdir:
+            to_file = standard_logging.FileHandler(folder / "train.log")
+            to_file.setFormatter(logging.PythonFormatter())
+            logging.get_absl_logger().addHandler(to_file)
+
+
+def initialize_distributed() -> None:
+    """Joins the run's other processes; must come before anything touches a device."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read on CPU only
+    if "JAX_NUM_PROCESSES" in os.environ:
+        jax.distributed.initialize(
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
+        )
+    else:
+        jax.distributed.initialize()
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags, checks the config, trains."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected argument {argv[1]!r}: flags start with --.")
+    quiet_terminal()
+    try:
+        config = from_config_dict(CONFIG.value)
+        if PRINT_CONFIG.value:
+            print(json.dumps(to_dict(config), indent=2))
+            return
+        if not WORKDIR.value:
+            raise app.UsageError("--workdir is missing: the folder that receives checkpoints, metrics and the report.")
+        if DISTRIBUTED.value:
+            initialize_distributed()
+        check_mesh(config, jax.device_count())
+        log_to_file(WORKDIR.value)
+        train(config, WORKDIR.value)
+    except (ConfigError, CheckpointMismatch, NonFiniteError, FileNotFoundError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")  # the message says what to do; a traceback would bury it
+
+
+def run() -> None:
+    """Entry point: absl's flags, with config errors in one line."""
+    flags.mark_flag_as_required("config")
+    try:
+        app.run(main)
+    except ConfigError as error:  # raised by the config file itself, while the flags are parsed
+        sys.exit(f"ConfigError: {error}")
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,132 @@
+"""Where numbers go: `metrics.jsonl`, TensorBoard and the log (clu writers), and the progress line."""
+
+import json
+import math
+import os
+import time
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(workdir: str) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, by step; a last line that was cut off by a kill is left out."""
+    path = epath.Path(workdir) / METRICS_FILE
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            logging.warning("%s: left out a line that is not whole: %.60r", path, line)
+    return rows
+
+
+class MetricWriter:
+    """Writes one object per logged step to `metrics.jsonl`, and the same numbers through clu to TensorBoard and log.
+
+    Resumed at step s, rows after s are dropped and TensorBoard is rebuilt from the rest, so that no step appears twice.
+    Only process 0 writes.
+    """
+
+    def __init__(self, workdir: str, resumed_step: int):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        from clu import metric_writers  # imports TensorFlow (seconds), so only where it is needed
+
+        self._row: dict[str, Any] = {}
+        folder = epath.Path(workdir)
+        rows = [row for row in read_metrics(workdir) if row["step"] <= resumed_step]
+        whole = folder / f"{METRICS_FILE}.tmp"
+        whole.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        whole.rename(folder / METRICS_FILE)
+        self._path = folder / METRICS_FILE
+        tensorboard = folder / "tensorboard"
+        if tensorboard.exists():
+            tensorboard.rmtree()
+        summaries = metric_writers.SummaryWriter(os.fspath(tensorboard))
+        for row in rows:
+            summaries.write_scalars(row["step"], _scalars(row))
+        self._clu = metric_writers.MultiWriter([summaries, metric_writers.LoggingWriter()])
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds to the row of this step; a new step closes the row before."""
+        if not self._active:
+            return
+        if self._row and self._row["step"] != step:
+            self.flush()
+        self._row |= {"step": step, **metrics}
+
+    def flush(self) -> None:
+        """Closes the row: after this, it is on disk."""
+        if not self._active or not self._row:
+            return
+        with open(self._path, "a") as file:
+            # NaN is not JSON: a reader would choke on it.
+            row = {k: v if math.isfinite(v) else str(v) for k, v in self._row.items()}
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._clu.write_scalars(self._row["step"], _scalars(self._row))
+        self._clu.flush()
+        self._row = {}
+
+    def close(self) -> None:
+        """Flushes and closes the clu writers."""
+        if self._active:
+            self.flush()
+            self._clu.close()
+
+
+def _scalars(row: dict[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in row.items() if key != "step"}
+
+
+def duration(seconds: float) -> str:
+    """90 -> "1:30", 3700 -> "1:01:40", 200000 -> "2d 7:33:20"."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour}:{minute:02}:{second:02}"
+    return f"{hour}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class Speed:
+    """Training speed between logged steps; evaluation and other pauses do not count."""
+
+    def __init__(self, batch_size: int, step: int):
+        self._batch_size = batch_size
+        self._step, self._time = step, time.perf_counter()
+        self.seconds_per_step = math.nan
+
+    def measure(self, step: int) -> float:
+        """Images per second since the last call or `resume`."""
+        now = time.perf_counter()
+        if step > self._step:
+            self.seconds_per_step = (now - self._time) / (step - self._step)
+        self._step, self._time = step, now
+        return self._batch_size / self.seconds_per_step
+
+    def resume(self, step: int) -> None:
+        """Starts anew after a pause."""
+        self._step, self._time = step, time.perf_counter()
+
+
+def progress_line(step: int, total: int, metrics: dict[str, float], seconds_left: float) -> str:
+    """One line for people: step, loss and its parts, learning rate, images per second, time left."""
+    parts = "  ".join(
+        f"{key.removeprefix('loss/').removeprefix('contrastive/')} {value:.3f}"
+        for key, value in metrics.items()
+        if key.startswith("loss/") and key != "loss/contrastive"
+    )
+    left = "?" if math.isnan(seconds_left) else duration(seconds_left)
+    return (
+        f"step {step:>{len(str(total))}}/{total} {100 * step // total:3d}%  loss {metrics['loss']:.3f}  ({parts})  "
+        f"lr {metrics['learning_rate']:.2e}  {metrics['time/images_per_second']:,.0f} images/s  {left} left"
+    )

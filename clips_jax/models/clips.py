@@ -1,0 +1,119 @@
+"""CLIPS: the two towers, the captioner and the temperature.
+
+Legend: B batch, E joint width, T target positions, D decoder width, V vocabulary.
+"""
+
+import math
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from clips_jax.config import ModelConfig, ObjectiveConfig
+from clips_jax.models.captioner import Captioner
+from clips_jax.models.image_tower import ImageTower
+from clips_jax.models.text_tower import TextTower
+
+View = tuple[jax.Array, jax.Array]  # tokens int (B, L), real bool (B, L)
+
+
+@flax.struct.dataclass
+class Outputs:
+    """What the losses read.
+
+    Attributes:
+      image_BxE: float32, L2-normalised.
+      texts: by view, float32 (B, E), L2-normalised.
+      scale, bias: float32 () of the logits: scale * cosine + bias.
+      caption: hidden (C, T, D) and head (D, V) of the captioner, C = B / `captioner.every`; None without captioner.
+    """
+
+    image_BxE: jax.Array
+    texts: dict[str, jax.Array]
+    scale: jax.Array
+    bias: jax.Array
+    caption: tuple[jax.Array, jax.Array] | None
+
+
+def l2_normalize(x_BxE: jax.Array) -> jax.Array:
+    """Unit rows in float32; a zero row stays zero and has a finite gradient."""
+    x_BxE = x_BxE.astype(jnp.float32)
+    return x_BxE * jax.lax.rsqrt(jnp.maximum((x_BxE**2).sum(axis=-1, keepdims=True), 1e-12))
+
+
+class Clips(nn.Module):
+    """The model of any member of the family; `ModelConfig` and `ObjectiveConfig` say which.
+
+    The objective is read for the names of the views and the initial temperature only.
+    """
+
+    config: ModelConfig
+    objective: ObjectiveConfig
+    bos: int
+
+    def setup(self) -> None:
+        """Declares the parts: `image`, `text` (if there are views), `captioner` (if there is one)."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        self.image = ImageTower(config.image, config.joint_dim, dtype)
+        if self.objective.views:
+            self.text = TextTower(config.text, config.joint_dim, dtype)
+        if config.captioner:
+            self.captioner = Captioner(config.captioner, config.text.vocab_size, dtype)
+        if self.objective.contrastive != "none":
+            log_scale = nn.initializers.constant(math.log(self.objective.scale_init))
+            self.logit_scale = self.param("logit_scale", log_scale, ())
+        if self.objective.contrastive == "sigmoid":
+            self.logit_bias = self.param("logit_bias", nn.initializers.constant(self.objective.bias_init), ())
+
+    def encode_image(self, images_BxHxWx3: jax.Array) -> jax.Array:
+        """Normalised pictures -> float32 (B, E), L2-normalised."""
+        return l2_normalize(self.image(images_BxHxWx3)[0])
+
+    def encode_text(self, view: View) -> jax.Array:
+        """Framed tokens -> float32 (B, E), L2-normalised."""
+        return l2_normalize(self.text(*view)[0])
+
+    def encode_tokens(self, images_BxHxWx3: jax.Array, views: dict[str, View]) -> dict[str, jax.Array]:
+        """What the captioner is conditioned on: token outputs (B, N, D) by name, "image" and the views'."""
+        return {"image": self.image(images_BxHxWx3)[1]} | {name: self.text(*view)[1] for name, view in views.items()}
+
+    def decode(
+        self, tokens: dict[str, jax.Array], views: dict[str, View], targets_BxT: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The captioner on `encode_tokens`' result: hidden_BxTxD and head_DxV."""
+        assert self.config.captioner
+        prefix = {}
+        for name in self.config.captioner.condition_on:
+            real = jnp.ones(tokens[name].shape[:2], bool) if name == "image" else views[name][1]
+            prefix[name] = (tokens[name], real)
+        return self.captioner(prefix, targets_BxT, self.bos)
+
+    def __call__(self, images_BxHxWx3: jax.Array, views: dict[str, View], targets_BxT: jax.Array | None) -> Outputs:
+        """The training pass.
+
+        Args:
+          images_BxHxWx3: float32 (B, H, W, 3), normalised.
+          views: by name, framed tokens.
+          targets_BxT: int (B, T), the captioner's targets; None without captioner.
+        """
+        features_BxE, tokens_BxNxD = self.image(images_BxHxWx3)
+        texts, tokens = {}, {"image": tokens_BxNxD}
+        for name, view in views.items():
+            texts[name], tokens[name] = self.text(*view)
+        caption = None
+        if self.config.captioner:
+            every = self.config.captioner.every
+            # Every n-th row, taken as a reshape so that a sharded batch stays where it is.
+            tokens, views, targets_BxT = jax.tree.map(
+                lambda x: x.reshape(-1, every, *x.shape[1:])[:, 0], (tokens, views, targets_BxT)
+            )
+            caption = self.decode(tokens, views, targets_BxT)
+        has_scale, has_bias = self.objective.contrastive != "none", self.objective.contrastive == "sigmoid"
+        return Outputs(
+            image_BxE=l2_normalize(features_BxE),
+            texts={name: l2_normalize(text_BxE) for name, text_BxE in texts.items()},
+            scale=jnp.exp(self.logit_scale) if has_scale else jnp.ones(()),
+            bias=self.logit_bias if has_bias else jnp.zeros(()),
+            caption=caption,
+        )

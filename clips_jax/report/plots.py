@@ -1,0 +1,200 @@
+"""Line charts as inline SVG, written by hand: a few kB each, and they take the page's colours, light or dark."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from markupsafe import Markup, escape
+
+# The drawing area in SVG units, and the margins for tick labels and axis titles.
+WIDTH, HEIGHT = 480, 290
+LEFT, RIGHT, TOP, BOTTOM = 76, 14, 14, 48
+# More points than this are averaged in groups: a line cannot show more on this width.
+MOST_POINTS = 300
+# Lines with at most this many points get a marker at each.
+FEW_POINTS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One line: its name in the legend, and points in order of x. NaN and infinity make a gap."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A finished chart.
+
+    Attributes:
+      svg: the drawing.
+      legend: (a short sample of the line, its name, its last finite value).
+      notes: sentences for the caption on what the drawing leaves out or averages.
+    """
+
+    svg: Markup
+    legend: list[tuple[Markup, str, str]]
+    notes: list[str]
+
+
+def line_chart(series: Sequence[Series], y_label: str, x_label: str = "step", log: bool = False) -> Chart | None:
+    """Draws the lines over a common x axis; None if there is no finite point.
+
+    Args:
+      series: the lines; they differ by dash pattern as well as by colour.
+      y_label: title of the y axis, with its unit.
+      x_label: title of the x axis.
+      log: logarithmic y axis, if all values are positive.
+    """
+    notes: list[str] = []
+    lines = [(one, _finite(one)) for one in series]
+    lines = [(one, points) for one, points in lines if points]
+    missing = sum(len(one.ys) for one in series) - sum(len(points) for _, points in lines)
+    if not lines:
+        return None
+    if missing:
+        notes.append(f"{missing} value{'s are' if missing > 1 else ' is'} not finite and left out.")
+    group = max(math.ceil(len(one.ys) / MOST_POINTS) for one, _ in lines)
+    if group > 1:
+        notes.append(f"Each point is the mean of {group} logged values.")
+    xs = [x for _, points in lines for x, _ in points]
+    ys = [y for _, points in lines for _, y in points]
+    log = log and min(ys) > 0
+    x_ticks = _ticks(0, max(xs))
+    # A line that comes near zero gets an axis that shows it.
+    lowest = 0.0 if 0 < min(ys) < 0.4 * max(ys) else min(ys)
+    y_ticks = _log_ticks(min(ys), max(ys)) if log else _ticks(lowest, max(ys))
+    height = math.log10 if log else float
+
+    # The x axis ends with the data; the y axis at round values.
+    to_x = _scale(0, max(xs), LEFT, WIDTH - RIGHT)
+    on_axis = _scale(height(y_ticks[0]), height(y_ticks[-1]), HEIGHT - BOTTOM, TOP)
+
+    def to_y(value: float) -> float:
+        return on_axis(height(value))
+
+    parts = [_axes(x_ticks, y_ticks, to_x, to_y, x_label, y_label)]
+    for index, (one, _) in enumerate(lines):
+        for segment in _segments(one, group):
+            drawn = [(to_x(x), to_y(y)) for x, y in segment]
+            parts.append(_line(drawn, index, markers=len(one.ys) <= FEW_POINTS))
+    title = escape(f"{y_label} by {x_label}: " + ", ".join(one.name for one, _ in lines))
+    svg = Markup(f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">') + Markup(
+        "".join(parts) + "</svg>"
+    )
+    legend = [(_sample(i), one.name, number(points[-1][1])) for i, (one, points) in enumerate(lines)]
+    return Chart(svg, legend, notes)
+
+
+def number(value: float) -> str:
+    """A number for people: at most four digits, no trailing zeros, exponents only where they are shorter."""
+    if not math.isfinite(value):
+        return "not finite"
+    if value and not 1e-3 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def _finite(series: Series) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in zip(series.xs, series.ys, strict=True) if math.isfinite(y)]
+
+
+def _segments(series: Series, group: int) -> list[list[tuple[float, float]]]:
+    """Runs of finite points, after averaging `group` neighbours; a group without a finite value ends a run."""
+    segments: list[list[tuple[float, float]]] = [[]]
+    for start in range(0, len(series.ys), group):
+        finite = [
+            (x, y)
+            for x, y in zip(series.xs[start : start + group], series.ys[start : start + group], strict=True)
+            if math.isfinite(y)
+        ]
+        if finite:
+            segments[-1].append((sum(x for x, _ in finite) / len(finite), sum(y for _, y in finite) / len(finite)))
+        elif segments[-1]:
+            segments.append([])
+    return [segment for segment in segments if segment]
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """The linear map from [low, high] to [start, end]; a single value goes to the middle."""
+    if high == low:
+        return lambda value: (start + end) / 2
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to seven round values that enclose [low, high]."""
+    if high - low < 1e-9 * max(abs(low), abs(high)) or high == low:
+        spread = abs(low) * 0.1 or 1.0
+        low, high = low - spread, high + spread
+    rough = (high - low) / 4
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten that enclose [low, high], with 2 and 5 between them where they are few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    last = max(last, first + 1)
+    if last - first > 2:
+        every = math.ceil((last - first) / 6)
+        return [10.0**power for power in range(first, last + every, every)]
+    values = [factor * 10.0**power for power in range(first, last) for factor in (1, 2, 5)] + [10.0**last]
+    below = max(index for index, value in enumerate(values) if value <= low * (1 + 1e-9))
+    above = min(index for index, value in enumerate(values) if value >= high * (1 - 1e-9))
+    return values[below : max(above, below + 1) + 1]
+
+
+def _axes(
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    to_x: Callable[[float], float],
+    to_y: Callable[[float], float],
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Grid lines, tick labels and axis titles."""
+    bottom = HEIGHT - BOTTOM
+    parts = []
+    for value in y_ticks:
+        y = to_y(value)
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y + 4.5:.1f}" text-anchor="end">{number(value)}</text>')
+    for value in x_ticks:
+        x = to_x(value)
+        if LEFT - 0.5 <= x <= WIDTH - RIGHT + 0.5:
+            anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"
+            parts.append(f'<path class="tick" d="M{x:.1f} {bottom}v5"/>')
+            parts.append(f'<text x="{x:.1f}" y="{bottom + 19}" text-anchor="{anchor}">{number(value)}</text>')
+    parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="title" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
+    turned = f'transform="rotate(-90 12 {(TOP + bottom) / 2})"'
+    parts.append(
+        f'<text class="title" x="12" y="{(TOP + bottom) / 2}" text-anchor="middle" {turned}>{escape(y_label)}</text>'
+    )
+    return "".join(parts)
+
+
+def _line(points: Sequence[tuple[float, float]], index: int, markers: bool) -> str:
+    """One run of points; a run of one point is a marker."""
+    style = f"line{index % 6}"
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    drawn = f'<path class="line {style}" d="{path}"/>' if len(points) > 1 else ""
+    if markers or len(points) == 1:
+        drawn += "".join(f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
+    return drawn
+
+
+def _sample(index: int) -> Markup:
+    return Markup(
+        '<svg class="sample" viewBox="0 0 34 10" aria-hidden="true">'
+        f'<path class="line line{index % 6}" d="M1 5H33"/></svg>'
+    )

@@ -1,0 +1,201 @@
+"""The training loop: the one place where everything meets."""
+
+import functools
+import json
+import math
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+
+from clips_jax.checkpoint import Checkpoints, check_tokenizer
+from clips_jax.config import Config, to_dict
+from clips_jax.data.pipeline import train_batches
+from clips_jax.encode import Encoder
+from clips_jax.evaluators.results import flatten, results_table, write_results
+from clips_jax.evaluators.run import evaluate_all, evaluator_names, headline
+from clips_jax.evaluators.split import Splits
+from clips_jax.metrics import MetricWriter, Speed, duration, progress_line
+from clips_jax.program import Program, make_program, replicated
+from clips_jax.report.report import write_report
+from clips_jax.sharding import process_rows, to_devices
+from clips_jax.train_step import TrainState, train_step
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient stopped being a number."""
+
+
+def train(config: Config, workdir: str) -> dict[str, dict[str, float]]:
+    """Trains to the end, from the newest checkpoint if there is one; returns the final results.
+
+    Leaves in `workdir`: `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `results.json`, `report.html`.
+
+    Raises:
+      ConfigError, CheckpointMismatch: before anything compiles.
+      NonFiniteError: see `_Loop.read`.
+    """
+    program = make_program(config)
+    checkpoints = Checkpoints(workdir, config.checkpoint)
+    state, counters = _first_state(program, checkpoints)
+    first_step = int(state.step)
+    _say(f"{program.mesh.size} devices {dict(program.mesh.shape)}, {_count(state.params):,} parameters")
+    if first_step:
+        _say(f"resuming from {checkpoints.path(first_step)}")
+    if jax.process_index() == 0:
+        (epath.Path(workdir) / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    loop = _Loop(program, checkpoints, workdir, first_step, counters)
+    try:
+        state = loop.run(state)
+        results = loop.evaluate(state)
+    finally:
+        loop.writer.close()
+        checkpoints.close()
+    return results
+
+
+def _first_state(program: Program, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, int]]:
+    """The newest checkpoint's state and counters; else fresh ones, with parameters of `init_from` if it is set."""
+    step = checkpoints.latest_step()
+    if step is not None:
+        meta = checkpoints.meta(step)
+        check_tokenizer(meta["tokenizer"], program.tokenizer_identity(), checkpoints.path(step))
+        return checkpoints.restore(step, program.state_shapes), meta["counters"]
+    state = program.initial_state()
+    if program.config.init_from:
+        source = Checkpoints(program.config.init_from)
+        step = source.latest_step()
+        if step is None:
+            raise FileNotFoundError(f"init_from: no complete checkpoint in {source.directory}.")
+        params = source.restore_params(step, program.state_shapes.params)
+        state = state.replace(params=params)
+        _say(f"parameters from {source.path(step)}, fresh optimizer")
+    return state, {"bad_records": 0}
+
+
+class _Loop:
+    """Steps, and what happens between them."""
+
+    def __init__(
+        self, program: Program, checkpoints: Checkpoints, workdir: str, first_step: int, counters: dict[str, int]
+    ):
+        self.program, self.config, self.workdir = program, program.config, workdir
+        self.checkpoints, self.counters = checkpoints, dict(counters)
+        self.writer = MetricWriter(workdir, first_step)
+        self.speed = Speed(self.config.batch_size, first_step)
+        self.encoder = Encoder(self.config, program.model, program.tokenizer, program.mesh, None)
+        self.last_saved = first_step if checkpoints.latest_step() == first_step else None
+
+    def run(self, state: TrainState) -> TrainState:
+        """All remaining steps."""
+        config, mesh, total = self.config, self.program.mesh, self.config.total_steps
+        step_function = jax.jit(
+            functools.partial(
+                train_step, config, self.program.model, self.program.tokenizer.special, self.program.optimizer
+            ),
+            donate_argnums=0,
+            out_shardings=(self.program.shardings, replicated(mesh)),
+        )
+        first = int(state.step)
+        batches = train_batches(config, process_rows(mesh, config.batch_size), first, total)
+        unread: tuple[int, Any, dict[str, int]] | None = None  # a step's metrics, read once the next is dispatched
+        try:
+            for step in range(first + 1, total + 1):
+                batch, stats = next(batches)
+                state, metrics = step_function(state, to_devices(batch, mesh, config.batch_size))
+                if unread:
+                    self.read(*unread)
+                unread = (step, metrics, stats)
+                if step == first + 1:
+                    jax.block_until_ready(metrics)  # compiled: the speed counts from here
+                    self.speed.resume(step)
+                self.checkpoints.check()
+                saves = step % config.checkpoint.every_steps == 0 or step == total
+                every = config.evaluation.every_steps
+                evaluates = bool(every) and step % every == 0 and step < total
+                if saves or evaluates:
+                    self.read(*unread)
+                    unread = None
+                if evaluates:
+                    self.evaluate_during(step, state)
+                if saves:
+                    self.save(step, state)
+                if saves or evaluates:
+                    self.speed.resume(step)
+        finally:
+            close = getattr(batches, "close", None)
+            if close:
+                close()
+        return state
+
+    def read(self, step: int, device_metrics: Any, stats: dict[str, int]) -> None:
+        """Metrics of one step: checked always, logged at the interval.
+
+        Raises:
+          NonFiniteError: with the step, the loss parts and the last good checkpoint. The update was not applied.
+        """
+        metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+        self.counters["bad_records"] += stats.get("bad_records", 0)
+        if not metrics.pop("finite"):
+            self.writer.write(step, metrics)
+            parts = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("loss") or k == "gradient_norm")
+            last = self.checkpoints.path(self.last_saved) if self.last_saved is not None else "none yet"
+            raise NonFiniteError(
+                f"step {step}: the loss or a gradient is not finite ({parts}). The update was not applied. Last good "
+                f"checkpoint: {last}. Try a lower optimizer.learning_rate, a longer optimizer.warmup_samples, or "
+                "optimizer.clip_norm=1."
+            )
+        if step % self.config.log_every_steps == 0 or step == self.config.total_steps:
+            metrics["samples_seen"] = step * self.config.batch_size
+            metrics["data/bad_records"] = self.counters["bad_records"]
+            metrics["time/images_per_second"] = self.speed.measure(step)
+            seconds_left = self.speed.seconds_per_step * (self.config.total_steps - step)
+            self.writer.write(step, metrics)
+            _say(progress_line(step, self.config.total_steps, metrics, seconds_left))
+
+    def evaluate_during(self, step: int, state: TrainState) -> None:
+        """The evaluators on the schedule; the pixel baseline does not change, so it waits for the end."""
+        self.encoder.params = state.params
+        names = [name for name in evaluator_names(self.config) if not name.startswith("pixel_baseline/")]
+        results = evaluate_all(self.config, self.encoder, only=names)
+        self.writer.write(step, flatten(results))
+        _say("  ".join([f"step {step} ", *(f"{k.removeprefix('retrieval/')} {v:.1f}" for k, v in headline(self.config, results).items())]))
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Metrics up to here go to disk first: a resumed run keeps every row up to its checkpoint."""
+        self.writer.flush()
+        meta = {
+            "config": to_dict(self.config),
+            "tokenizer": self.program.tokenizer_identity(),
+            "samples_seen": step * self.config.batch_size,
+            "counters": self.counters,
+        }
+        if self.last_saved != step:
+            self.checkpoints.save(state, meta)
+        self.last_saved = step
+
+    def evaluate(self, state: TrainState) -> dict[str, dict[str, float]]:
+        """The final table, `results.json` and `report.html`."""
+        self.encoder.params = state.params
+        step = int(state.step)
+        samples, folder = step * self.config.batch_size, epath.Path(self.workdir)
+        splits = Splits(self.config, self.encoder)
+        results = evaluate_all(self.config, self.encoder, splits=splits)
+        self.writer.write(step, flatten(results))
+        self.writer.flush()
+        if jax.process_index() == 0:
+            write_results(folder / "results.json", step, samples, results)
+        report = write_report(folder, self.config, self.encoder, results, step, samples, splits)
+        _say(f"\n{results_table(results)}\n\nreport: {report}")
+        return results
+
+
+def _count(params: Any) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
+        logging.info(line.strip())

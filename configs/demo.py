@@ -1,0 +1,50 @@
+"""CLIPS on the built-in emoji drawings, on two CPU cores.
+
+    python -m clips_jax.main --config configs/demo.py --workdir /tmp/demo
+
+Arguments (after a colon, `configs/demo.py:method=clip,smoke=True`):
+  method: clips (default); clip, AltText only; recap_mix, one text per picture: AltText (0.8) or recaption (0.2).
+  captioner: False trains without the captioner. clip and recap_mix have none.
+  smoke: a tiny model and 20 steps, to see everything run.
+"""
+
+from ml_collections import ConfigDict
+
+from clips_jax.config_parse import parse_arguments
+from configs import common
+
+VOCAB_SIZE = 2048  # rows of the token table; the built-in tokenizer has 2000 pieces
+
+
+def get_config(arguments: str | None = None) -> ConfigDict:
+    """The config; see the module's docstring for the arguments."""
+    arg = parse_arguments(arguments, method="clips", captioner=True, smoke=False)
+    captioner = {}
+    if arg.captioner and arg.method == "clips":
+        captioner = dict(kind="teacher_forced", target_length=32, every=4, condition_on=("image", "alt"))
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 32 if arg.smoke else 128
+    config.total_samples = config.batch_size * (20 if arg.smoke else 1000)
+    config.log_every_steps = 5 if arg.smoke else 50
+    config.data = dict(
+        dataset="emoji",
+        texts=common.texts(16, 127),
+        crop_area=(0.8, 1.0),
+        crop_ratio=(0.9, 1.1111),
+        jitter=0.2,
+        grayscale_probability=0.1,
+    )
+    config.model = common.model(
+        "nano" if arg.smoke else "micro", 48, 12, VOCAB_SIZE, text_length=48, **captioner
+    )
+    config.objective = dict(views=common.views(arg.method, alt_length=16, recap_length=32), caption_weight=0.5)
+    config.optimizer = dict(
+        learning_rate=3e-3,
+        warmup_samples=config.total_samples // 20,
+        weight_decay=0.1,
+        mu_dtype="float32",
+    )
+    config.checkpoint = dict(every_steps=10 if arg.smoke else 200, keep=2)
+    config.evaluation = common.emoji_evaluation(every_steps=10 if arg.smoke else 200)
+    return common.complete(config)

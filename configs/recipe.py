@@ -1,0 +1,88 @@
+"""The full-size recipe: what `clips_b16` and `clips_l14` have in common.
+
+Numbers without a comment are from clips.md's tables (CLIPS, OpenVision configs); "assumption" marks the rest.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from clips_jax.config import ConfigError
+from configs import common
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage: resolution in pixels, batch size, samples seen, peak learning rate, samples of warm-up."""
+
+    image_size: int
+    batch_size: int
+    total_samples: int
+    learning_rate: float
+    warmup_samples: int
+
+
+def full_size(size: str, patch_size: int, stages: tuple[Stage, ...], stage: int, released_format: bool) -> ConfigDict:
+    """A stage of the recipe at full size; the data set is the user's.
+
+    Args:
+      size: row of `sizes.SIZES`.
+      patch_size: pixels.
+      stages: the recipe's.
+      stage: 1 to len(stages).
+      released_format: build exactly what the released CLIPS weights are: a class token, padding attended to, both
+        views 80 tokens long. Without it padding is masked, so views can be as short as their content.
+    """
+    if not 1 <= stage <= len(stages):
+        raise ConfigError(f"config argument stage={stage}: the recipe has stages 1 to {len(stages)}.")
+    settings = stages[stage - 1]
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = settings.batch_size
+    config.total_samples = settings.total_samples
+    config.log_every_steps = 50
+    # A stage hands over parameters only. The name makes a forgotten --config.init_from an error that says so.
+    config.init_from = "" if stage == 1 else f"WORKDIR_OF_STAGE_{stage - 1}"
+    # A TFDS data set of triples (features image, alt_text, recaption), and its 32,000-piece tokenizer.
+    config.data = dict(dataset="recap_datacomp", texts=common.texts(77, 127), workers=8, threads=4)
+    config.model = common.model(
+        size,
+        settings.image_size,
+        patch_size,
+        vocab_size=32_000,
+        text_length=80,
+        remat="dots",  # assumption: the fastest policy where it fits
+        kind="learnable",
+        target_length=128,
+        condition_on=("image", "alt"),
+    )
+    config.model.dtype = "bfloat16"
+    config.model.image.class_token = released_format
+    config.model.text.mask_padding = not released_format
+    # Budget 32 of one random sentence. 40 = 32 tokens and 3 special ones, rounded up to a multiple of 8.
+    config.objective = dict(views=common.views("clips", alt_length=80, recap_length=80 if released_format else 40))
+    config.objective.views.recap.budget = 32
+    config.objective.caption_weight = 2.0
+    config.optimizer = dict(learning_rate=settings.learning_rate, warmup_samples=settings.warmup_samples)
+    config.checkpoint = dict(every_steps=1000, keep=3, keep_every_steps=10_000)  # assumption
+    return common.complete(config)
+
+
+def smoke() -> ConfigDict:
+    """The recipe's structure at a tiny size on the built-in data: the same views, captioner, dtype and rematerialisation."""
+    config = ConfigDict()
+    config.batch_size = 32
+    config.total_samples = 20 * config.batch_size
+    config.log_every_steps = 5
+    config.data = dict(dataset="emoji", texts=common.texts(77, 127))
+    config.model = common.model(
+        "nano", 32, 16, vocab_size=2048, text_length=80, remat="dots", kind="learnable", target_length=128,
+        condition_on=("image", "alt"),
+    )
+    config.model.dtype = "bfloat16"
+    config.objective = dict(views=common.views("clips", alt_length=80, recap_length=40))
+    config.objective.views.recap.budget = 32
+    config.optimizer = dict(learning_rate=1e-3, warmup_samples=5 * config.batch_size)
+    config.checkpoint = dict(every_steps=10)
+    config.evaluation = common.emoji_evaluation(every_steps=0)
+    return common.complete(config)
