@@ -78,6 +78,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unexpected argument {argv[1]!r}: flags start with --.")
     quiet_terminal()
     try:
+        if CONFIG.value is None:
+            raise app.UsageError("--config is missing: configs/NAME.py, configs/demo.py to begin with.")
+        path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+        if not os.path.exists(path):
+            raise ConfigError(f"--config: there is no file {path}.")
         config = from_config_dict(CONFIG.value)
         if PRINT_CONFIG.value:
             print(json.dumps(to_dict(config), indent=2))
@@ -93,14 +98,23 @@ def main(argv: list[str]) -> None:
         sys.exit(f"{type(error).__name__}: {error}")  # the message says what to do; a traceback would bury it
 
 
-def run() -> None:
-    """Entry point: absl's flags, with config errors in one line."""
-    flags.mark_flag_as_required("config")
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parsing, with errors of one line: ml_collections raises from deep inside, or carries a traceback along."""
     try:
-        app.run(main)
-    except ConfigError as error:  # raised by the config file itself, while the flags are parsed
-        sys.exit(f"ConfigError: {error}")
+        rest = flags.FLAGS(argv)
+    except AttributeError as error:  # --config.a.b=… where there is no such key
+        cause = error.args[0]
+        lines = str(cause.args[0] if isinstance(cause, Exception) else cause).splitlines()
+        wrong = [a for a in argv if a.startswith("--config.") and f"{lines[0]}" in map(repr, _path(a))]
+        sys.exit(f"ConfigError: {wrong[0] if wrong else lines[0]}: no such key. {' '.join(lines[1:])}".rstrip())
+    except flags.Error as error:
+        sys.exit(f"{str(error).strip().splitlines()[-1].removeprefix('clips_jax.config.')}\nSee --help.")
+    return rest
+
+
+def _path(argument: str) -> list[str]:
+    return argument.removeprefix("--config.").partition("=")[0].split(".")
 
 
 if __name__ == "__main__":
-    run()
+    app.run(main, flags_parser=parse_flags)

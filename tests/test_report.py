@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluators.fakes import FakeEncoder, install, make_config, record
 
 from clips_jax.config import RetrievalConfig
 from clips_jax.evaluators.run import evaluate_all
 from clips_jax.report.examples import AT_RANDOM, FAILURES, TOP, choose
 from clips_jax.report.plots import Series, line_chart, number
 from clips_jax.report.report import write_report
+from tests.evaluators.fakes import FakeEncoder, install, make_config, record
 
 HOSTILE = "<script>alert(1)</script> \"'><img src=x onerror=alert(2)> {{ 7 * 7 }} & \u202etxet \ud800 thing"
 

@@ -1,0 +1,1 @@
+"""Records, pictures and texts on the host: from prepared data to the batches of a step."""

@@ -185,8 +185,12 @@ def _iterate(batches: grain.IterDataset) -> Generator[tuple["Batch", dict[str, i
     iterator = iter(batches)
     try:
         for loaded in iterator:
-            texts = {name: TokenizedText(tokens, ids) for name, (tokens, ids) in loaded["texts"].items()}
-            yield Batch(loaded["images"], texts), {"bad_records": int(loaded["bad_records"])}
+            # `asarray` hides that the arrays of a worker process are of Grain's own class, over shared memory.
+            texts = {
+                name: TokenizedText(np.asarray(tokens), np.asarray(sentence_ids))
+                for name, (tokens, sentence_ids) in loaded["texts"].items()
+            }
+            yield Batch(np.asarray(loaded["images"]), texts), {"bad_records": int(loaded["bad_records"])}
     finally:
         iterator.close()
 

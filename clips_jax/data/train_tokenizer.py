@@ -30,6 +30,7 @@ def read_texts(records: Records, names: Sequence[str], limit: int) -> Iterator[s
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; `arguments` are those of the command line if None."""
     parser = argparse.ArgumentParser(
         prog="python -m clips_jax.data.train_tokenizer",
         description="Trains a SentencePiece model (unigram, lower-cased) from the texts of a data set. The same texts "

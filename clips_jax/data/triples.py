@@ -90,14 +90,12 @@ class Records:
     def _open(self) -> None:
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder_from_directory(self._folder)
+        builder: Any = tfds.builder_from_directory(self._folder)  # its methods' types are lost in decorators
         features = builder.info.features
-        assert isinstance(features, tfds.features.FeaturesDict)
         self.features = tuple(sorted(features))
         # A ClassLabel is stored as a number; only `Text` is text.
         self.text_features = tuple(name for name in self.features if type(features[name]) is tfds.features.Text)
-        skip = tfds.decode.SkipDecoding()  # pyright: ignore[reportCallIssue]  (TFDS' decorator hides the class)
-        decoders = {IMAGE: skip} if IMAGE in features else None
+        decoders = {IMAGE: tfds.decode.SkipDecoding()} if IMAGE in features else None
         self._source = builder.as_data_source(self._split, decoders=decoders)
 
     def __getstate__(self) -> dict[str, str]:

@@ -1,14 +1,16 @@
 """Results as results.json, as flat metrics and as a table for the terminal."""
 
+import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from etils import epath
 
 DIRECTIONS = ("image_to_text", "text_to_image")
-_RETRIEVAL = "Retrieval"
+# A cell of a table, made from an evaluator's metrics.
+Cell = Callable[[Mapping[str, float]], str]
 
 
 def flatten(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -45,14 +47,26 @@ def write_atomically(path: epath.PathLike, text: str) -> None:
     temporary.replace(target)
 
 
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The results of one kind of evaluator.
+
+    Attributes:
+      title: heading of the first column, which holds the evaluators' names.
+      header: names of the other columns.
+      groups: (name, number of columns) of the groups that the other columns form, [] for none.
+      rows: cells, the evaluator's name first.
+    """
+
+    title: str
+    header: list[str]
+    groups: list[tuple[str, int]]
+    rows: list[list[str]]
+
+
 def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
     """Aligned plain text, one block per kind of evaluator; "" if there are no results."""
-    blocks = []
-    for title, header, rows in table_blocks(results):
-        lines = _aligned([[title, *header], *rows])
-        if title == _RETRIEVAL:
-            lines.append("I>T: image to text, T>I: text to image; R@k in percent; median: median rank, 1 is best.")
-        blocks.append("\n".join(lines))
+    blocks = ["\n".join(_aligned(table)) for table in tables(results)]
     bad = [f"{name} {count:,}" for name, count in bad_images(results)]
     if bad:
         blocks.append(f"Unreadable pictures, which count against the model: {', '.join(bad)}")
@@ -65,73 +79,91 @@ def bad_images(results: Mapping[str, Mapping[str, float]]) -> list[tuple[str, in
     return [(name, count) for name, count in counts if count]
 
 
-def table_blocks(results: Mapping[str, Mapping[str, float]]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Per kind of evaluator that has results: title, column names, and rows that start with the evaluator's name."""
-    recalls = [(f"{d}/{m}", d) for d in DIRECTIONS for m in ("R@1", "R@5", "R@10", "median_rank")]
-    layouts = (
-        (
+def tables(results: Mapping[str, Mapping[str, float]]) -> list[Table]:
+    """A table per kind of evaluator that has results; shares in percent, medians are median ranks."""
+
+    def table(kind: str, title: str, groups: list[tuple[str, int]], columns: Sequence[tuple[str, Cell]]) -> Table:
+        chosen = {name.split("/", 1)[1]: metrics for name, metrics in results.items() if name.split("/", 1)[0] == kind}
+        rows = [[name, *(cell(metrics) for _, cell in columns)] for name, metrics in chosen.items()]
+        return Table(title, [name for name, _ in columns], groups, rows)
+
+    recalls = [
+        (key.replace("median_rank", "median"), _number(f"{direction}/{key}"))
+        for direction in DIRECTIONS
+        for key in ("R@1", "R@5", "R@10", "median_rank")
+    ]
+    found = [
+        table(
             "retrieval",
-            _RETRIEVAL,
-            ["images", "texts", *(_recall_title(key) for key, _ in recalls), "chance R@1"],
-            lambda m: [_count(m, "n_images"), _count(m, "n_texts"), *(_percent(m, k) for k, _ in recalls), _chance(m)],
+            "Retrieval",
+            [("", 2), ("image to text", 4), ("text to image", 4), ("chance", 1)],
+            [("images", _count("n_images")), ("texts", _count("n_texts")), *recalls, ("R@1", _chance("n_images"))],
         ),
-        (
+        table(
             "classification",
             "Zero-shot classification",
-            ["images", "classes", "top-1", "top-5", "per class", "chance top-1"],
-            lambda m: [
-                *(_count(m, key) for key in ("n_images", "n_classes")),
-                *(_percent(m, key) for key in ("top1", "top5", "per_class")),
-                _chance(m, "n_classes"),
+            [],
+            [
+                ("images", _count("n_images")),
+                ("classes", _count("n_classes")),
+                ("top-1", _number("top1")),
+                ("top-5", _number("top5")),
+                ("per class", _number("per_class")),
+                ("chance top-1", _chance("n_classes")),
             ],
         ),
-        (
+        table(
             "caption_loss",
             "Caption loss",
-            ["images", "tokens", "nats/token", "perplexity"],
-            lambda m: [
-                *(_count(m, key) for key in ("n_images", "n_tokens")),
-                f"{m.get('loss', math.nan):.3f}",
-                f"{m.get('perplexity', math.nan):.1f}",
+            [],
+            [
+                ("images", _count("n_images")),
+                ("tokens", _count("n_tokens")),
+                ("nats/token", _number("loss", 3)),
+                ("perplexity", _number("perplexity")),
             ],
         ),
-        (
+        table(
             "pixel_baseline",
             "Nearest training picture by pixels",
-            ["images", "same name"],
-            lambda m: [_count(m, "n_images"), _percent(m, "same_name")],
+            [],
+            [("images", _count("n_images")), ("same name", _number("same_name"))],
         ),
-    )
-    blocks = []
-    for kind, title, header, cells in layouts:
-        chosen = {name.split("/", 1)[1]: metrics for name, metrics in results.items() if name.split("/", 1)[0] == kind}
-        if chosen:
-            blocks.append((title, header, [[name, *cells(metrics)] for name, metrics in chosen.items()]))
-    return blocks
+    ]
+    return [table for table in found if table.rows]
 
 
-def _recall_title(key: str) -> str:
-    direction, metric = key.split("/")
-    return f"{'I>T' if direction == 'image_to_text' else 'T>I'} {metric.replace('median_rank', 'median')}"
+def _count(key: str) -> Cell:
+    return lambda metrics: f"{int(metrics[key]):,}" if key in metrics else "-"
 
 
-def _count(metrics: Mapping[str, float], key: str) -> str:
-    return f"{int(metrics[key]):,}" if key in metrics else "-"
+def _number(key: str, digits: int = 1) -> Cell:
+    return lambda metrics: f"{metrics[key]:.{digits}f}" if key in metrics else "-"
 
 
-def _percent(metrics: Mapping[str, float], key: str) -> str:
-    return f"{metrics[key]:.1f}" if key in metrics else "-"
+def _chance(key: str) -> Cell:
+    """What guessing one of so many gets."""
+    return lambda metrics: f"{100 / metrics[key]:.2f}" if metrics.get(key) else "-"
 
 
-def _chance(metrics: Mapping[str, float], key: str = "n_images") -> str:
-    return f"{100 / metrics[key]:.2f}" if metrics.get(key) else "-"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines: the first column flush left, the others flush right, a rule below the first row."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+def _aligned(table: Table) -> list[str]:
+    """The table as lines: names flush left, numbers flush right, groups above their columns, a rule below the head."""
+    cells = [[table.title, *table.header], *table.rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    column = 1
+    for name, span in table.groups:
+        widths[column] = max(widths[column], len(name) - sum(widths[column + 1 : column + span]))
+        column += span
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
+        for row in cells
     ]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+    head = lines[:1]
+    if table.groups:
+        above, column = " " * widths[0], 1
+        for name, span in table.groups:
+            width = sum(widths[column : column + span]) + 2 * (span - 1)
+            above += "  " + (f" {name} ".center(width, "-") if span > 1 and name else name.rjust(width))
+            column += span
+        head.insert(0, above)
+    return [*head, "-" * len(lines[0]), *lines[1:]]

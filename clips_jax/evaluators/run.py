@@ -13,12 +13,14 @@ Results = dict[str, dict[str, float]]
 def evaluator_names(config: Config) -> list[str]:
     """What the config asks for: "retrieval/NAME", "classification/NAME", "caption_loss/NAME", "pixel_baseline/SPLIT".
 
-    A config without a captioner has no caption losses, whatever it lists, so that a method can be changed by one key.
+    Headline retrieval comes first. A config without a captioner has no caption losses, whatever it lists, so that a
+    method can be changed by one key.
     """
     evaluation = config.evaluation
+    retrievals = sorted(evaluation.retrieval, key=lambda name: not evaluation.retrieval[name].headline)
     captions = evaluation.caption_loss if config.model.captioner else {}
     return [
-        *(f"retrieval/{name}" for name in evaluation.retrieval),
+        *(f"retrieval/{name}" for name in retrievals),
         *(f"classification/{name}" for name in evaluation.classification),
         *(f"caption_loss/{name}" for name in captions),
         *([f"pixel_baseline/{evaluation.pixel_baseline}"] if evaluation.pixel_baseline else []),
@@ -37,7 +39,8 @@ def evaluate_all(
       config: lists the evaluators.
       encoder: the model with the parameters to judge.
       only: the names to run, of `evaluator_names`; None runs all.
-      splits: opened and embedded splits to use and to add to, for callers that need them again with this encoder.
+      splits: splits of this encoder, for callers that evaluate again or write a report: records and decoded pictures
+        are reused, embeddings are made anew, for the parameters may have changed.
 
     Raises:
       ValueError: a name in `only` that the config does not have, or a split without usable records.
@@ -47,6 +50,7 @@ def evaluate_all(
     if unknown:
         raise ValueError(f"no evaluator {unknown[0]!r}; the config has {names}.")
     splits = splits or Splits(config, encoder)
+    splits.forget_embeddings()
     return {name: _evaluate(name, config, encoder, splits) for name in names if only is None or name in only}
 
 

@@ -16,6 +16,8 @@ from clips_jax.evaluators import Encoder, Load
 _READ = 256
 # What stands in for a picture that cannot be read.
 _GREY = 128
+# Decoded pictures are kept if a split's take no more bytes than this: several evaluators and evaluations use them.
+_KEPT_PIXELS = 1 << 28
 
 
 class RecordSource(Protocol):
@@ -42,6 +44,9 @@ class Split:
         self._class_names = class_names or {}
         self._unreadable = np.zeros(len(records), bool)
         self._embeddings: np.ndarray | None = None
+        self._pixels: dict[int, np.ndarray] = {}
+        size = encoder.image_size
+        self._keep_pixels = len(records) * size * size * 3 <= _KEPT_PIXELS
         self.features: list[dict[str, Any]] = []
         for start in range(0, len(records), _READ):
             for record in records.read(range(start, min(start + _READ, len(records)))):
@@ -76,14 +81,22 @@ class Split:
 
     def load(self, positions: Sequence[int]) -> np.ndarray:
         """uint8 (n, S, S, 3); a picture that cannot be read comes out grey and is remembered."""
+        wanted = [int(position) for position in positions]
+        found = {position: self._pixels[position] for position in wanted if position in self._pixels}
+        missing = sorted(set(wanted) - set(found))
+        for position, record in zip(missing, self._records.read(missing) if missing else [], strict=True):
+            found[position] = self._decode(position, record["image"])
+        if self._keep_pixels:
+            self._pixels |= found
+        return np.stack([found[position] for position in wanted])
+
+    def _decode(self, position: int, data: bytes) -> np.ndarray:
         size = self._encoder.image_size
-        images = np.full((len(positions), size, size, 3), _GREY, np.uint8)
-        for row, record in enumerate(self._records.read([int(position) for position in positions])):
-            try:
-                images[row] = decode_squashed(record["image"], size)
-            except BadImage:
-                self._unreadable[int(positions[row])] = True
-        return images
+        try:
+            return decode_squashed(data, size)
+        except BadImage:
+            self._unreadable[position] = True
+            return np.full((size, size, 3), _GREY, np.uint8)
 
     def subset(self, positions: Sequence[int]) -> Load:
         """A `load` whose picture i is this split's picture `positions[i]`."""
@@ -97,6 +110,10 @@ class Split:
             self._embeddings = embeddings
         return self._embeddings
 
+    def forget_embeddings(self) -> None:
+        """To be called when the encoder's parameters have changed."""
+        self._embeddings = None
+
     def bad(self) -> np.ndarray:
         """bool (N,): pictures found unreadable so far, by any process; all processes call it together."""
         if jax.process_count() == 1:
@@ -105,7 +122,7 @@ class Split:
 
 
 class Splits:
-    """Splits by (dataset, data_dir, name), each opened and embedded once for one encoder's parameters."""
+    """Splits by (dataset, data_dir, name), each opened once."""
 
     def __init__(self, config: Config, encoder: Encoder):
         self._data = config.data
@@ -121,6 +138,11 @@ class Splits:
             records = Records(dataset, name, data_dir)
             self._open[key] = Split(records, self._encoder, _class_names(dataset, data_dir))
         return self._open[key]
+
+    def forget_embeddings(self) -> None:
+        """To be called when the encoder's parameters have changed."""
+        for split in self._open.values():
+            split.forget_embeddings()
 
 
 def _class_names(dataset: str, data_dir: str) -> dict[str, list[str]]:

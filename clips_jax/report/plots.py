@@ -64,7 +64,7 @@ def line_chart(series: Sequence[Series], y_label: str, x_label: str = "step", lo
     log = log and min(ys) > 0
     x_ticks = _ticks(0, max(xs))
     # A line that comes near zero gets an axis that shows it.
-    lowest = 0.0 if 0 < min(ys) < 0.4 * max(ys) else min(ys)
+    lowest = 0.0 if 0 < min(ys) < 0.6 * max(ys) else min(ys)
     y_ticks = _log_ticks(min(ys), max(ys)) if log else _ticks(lowest, max(ys))
     height = math.log10 if log else float
 

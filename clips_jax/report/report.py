@@ -17,7 +17,7 @@ from etils import epath
 
 from clips_jax.config import Config, to_dict
 from clips_jax.evaluators import Encoder
-from clips_jax.evaluators.results import DIRECTIONS, bad_images, table_blocks, write_atomically
+from clips_jax.evaluators.results import DIRECTIONS, bad_images, tables, write_atomically
 from clips_jax.evaluators.run import headline_evaluators
 from clips_jax.evaluators.split import Splits
 from clips_jax.metrics import read_metrics
@@ -105,7 +105,7 @@ def write_report(
         checkpoint_step=checkpoint_step,
         samples_seen=samples_seen,
         facts=_facts(config, results, rows),
-        tables=[_html_table(*block) for block in table_blocks(results)],
+        tables=tables(results),
         bad_images=bad_images(results),
         figures=_figures(config, rows),
         examples=examples,
@@ -122,14 +122,14 @@ def _facts(config: Config, results: Mapping[str, Mapping[str, float]], rows: lis
     facts = []
     for name in headline_evaluators(config):
         metrics = results.get(name, {})
-        chance = f"chance {number(100 / metrics['n_images'])} %" if metrics.get("n_images") else ""
+        chance = f"chance {100 / metrics['n_images']:.2f} %" if metrics.get("n_images") else ""
         for direction in DIRECTIONS:
             if f"{direction}/R@1" in metrics:
                 label = f"R@1 {_ARROWS[direction]}, {_words(name)}"
                 facts.append(Fact(f"{metrics[f'{direction}/R@1']:.1f} %", label, chance))
     for name, metrics in results.items():
         if name.startswith("classification/") and not facts:
-            chance = f"chance {number(100 / metrics['n_classes'])} %"
+            chance = f"chance {100 / metrics['n_classes']:.2f} %"
             facts.append(Fact(f"{metrics['top1']:.1f} %", f"zero-shot top-1, {_words(name)}", chance))
         if name.startswith("caption_loss/"):
             facts.append(Fact(f"{metrics['loss']:.2f}", f"caption loss, {_words(name)}", "nats per token"))
@@ -222,12 +222,6 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
-
-
-def _html_table(title: str, header: list[str], rows: list[list[str]]) -> dict[str, Any]:
-    """A block of the results table with arrows for the terminal's plain letters."""
-    header = [name.replace("I>T", "I→T").replace("T>I", "T→I") for name in header]
-    return {"title": title, "header": header, "rows": rows}
 
 
 def _versions() -> list[tuple[str, str]]:

@@ -9,8 +9,7 @@ from clips_jax.config import CaptionerConfig, ClassificationConfig, ConfigError,
 from clips_jax.evaluators import captioning, classification, pixel_baseline
 from clips_jax.evaluators.run import evaluate_all, evaluator_names, headline
 from clips_jax.evaluators.split import Split, Splits
-
-from .fakes import FakeEncoder, FakeRecords, install, make_config, record
+from tests.evaluators.fakes import FakeEncoder, FakeRecords, install, make_config, record
 
 
 class TableEncoder(FakeEncoder):
@@ -116,7 +115,7 @@ def test_evaluate_all_runs_everything_and_encodes_a_split_once(monkeypatch):
         "pixel_baseline/test",
     ]
     assert encoder.encoded_pictures == 12
-    assert opened["test"].pictures_read == 12 * 4  # texts, embeddings, captions, pixel baseline
+    assert opened["test"].pictures_read == 12 * 3  # texts, pictures, pixel baseline
     assert results["retrieval/names"]["image_to_text/R@1"] == pytest.approx(100 * 11 / 12)
     assert results["retrieval/no_flags"]["n_images"] == 9 and results["retrieval/no_flags"]["n_texts"] == 18
     assert results["classification/group"]["n_classes"] == 3
@@ -130,13 +129,15 @@ def test_evaluate_all_runs_everything_and_encodes_a_split_once(monkeypatch):
 
 def test_only_and_shared_splits(monkeypatch):
     records = [record(i) for i in range(5)]
-    install(monkeypatch, {"test": records})
+    opened = install(monkeypatch, {"test": records})
     config, encoder = make_config(captioner=False), FakeEncoder(5, has_captioner=False)
     assert "caption_loss/test" not in evaluator_names(config)
     splits = Splits(config, encoder)
     assert list(evaluate_all(config, encoder, only=["retrieval/names"], splits=splits)) == ["retrieval/names"]
-    evaluate_all(config, encoder, only=["retrieval/no_flags"], splits=splits)
-    assert encoder.encoded_pictures == 5
+    read = opened["test"].pictures_read
+    evaluate_all(config, encoder, only=["retrieval/names"], splits=splits)
+    assert opened["test"].pictures_read == read
+    assert encoder.encoded_pictures == 10  # the parameters may have changed in between
     assert evaluate_all(config, encoder, only=[]) == {}
     with pytest.raises(ValueError, match="caption_loss/test"):
         evaluate_all(config, encoder, only=["caption_loss/test"])
@@ -145,3 +146,12 @@ def test_only_and_shared_splits(monkeypatch):
 def test_a_config_without_evaluators_gives_nothing():
     config = make_config(retrieval={}, classification={}, caption_loss={}, pixel_baseline="")
     assert evaluate_all(config, FakeEncoder(1)) == {} and headline(config, {}) == {}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_pictures_come_in_the_order_asked_for(monkeypatch, keep):
+    monkeypatch.setattr("clips_jax.evaluators.split._KEPT_PIXELS", 1 << 20 if keep else 0)
+    split = Split(FakeRecords([record(i) for i in range(6)]), FakeEncoder(6))
+    for _ in range(2):
+        assert split.load([3, 1, 1, 5])[:, 0, 0, 0].tolist() == [15, 5, 5, 25]
+    assert split.subset([4, 2])([1, 0, 1])[:, 0, 0, 0].tolist() == [10, 20, 10]

@@ -63,12 +63,15 @@ def test_table_is_aligned_and_says_chance():
     blocks = [block.splitlines() for block in table.split("\n\n")]
     assert len(blocks) == 5
     for block in blocks[:4]:
-        assert len({len(line) for line in block[:3]}) == 1
-    assert "26.1" in blocks[0][2] and blocks[0][2].rstrip().endswith("0.07")
+        assert len({len(line) for line in block}) == 1
+    assert "26.1" in blocks[0][3] and blocks[0][3].endswith("0.07")
+    # Each number stands below its direction.
+    assert blocks[0][0].index("image to text") < blocks[0][3].index("26.1") + 10 < blocks[0][0].index("text to image")
+
     assert blocks[1][2].endswith("10.00")
     assert "12,345" in blocks[2][2] and "44.6" in blocks[3][2]
     assert blocks[4] == ["Unreadable pictures, which count against the model: retrieval/unseen_drawings 3"]
-    assert max(map(len, table.splitlines())) <= 132
+    assert max(map(len, table.splitlines())) <= 100
     assert results_table({}) == ""
 
 

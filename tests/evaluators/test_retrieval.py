@@ -7,8 +7,7 @@ from clips_jax.config import ConfigError, RetrievalConfig
 from clips_jax.evaluators import retrieval
 from clips_jax.evaluators.retrieval import Queries, evaluate, find_queries, ranks, retrieval_metrics
 from clips_jax.evaluators.split import Split
-
-from .fakes import FakeEncoder, FakeRecords, record
+from tests.evaluators.fakes import FakeEncoder, FakeRecords, record
 
 
 def make_queries(captions: list[list[str]]) -> Queries:

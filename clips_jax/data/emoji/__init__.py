@@ -9,13 +9,13 @@ import contextlib
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-# Assumption: the texts hold few different words; measured.md suggests about 1k for captions, twice that for both.
+# Assumption: the texts hold few different words (names, keywords and the programs' wordings).
 VOCAB_SIZE = 2000
 TOKENIZER_FILE = "tokenizer.model"
 
@@ -31,13 +31,17 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def texts(builder: tfds.core.DatasetBuilder) -> Iterator[str]:
-    """AltText and recaption of every training record, in order."""
+def source(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict[str, Any]]:
+    """A split's records by position; pictures stay PNG bytes, texts are bytes, labels integers."""
     import tensorflow_datasets as tfds
 
-    source = builder.as_data_source(split="train", decoders={"image": tfds.decode.SkipDecoding()})
-    for i in range(len(source)):
-        record = source[i]
+    read: Any = builder.as_data_source  # a decorator of TFDS hides its parameters from type checkers
+    return read(split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def texts(builder: tfds.core.DatasetBuilder) -> Iterator[str]:
+    """AltText and recaption of every training record, in order."""
+    for record in source(builder, "train"):
         for field in ("alt_text", "recaption"):
             yield record[field].decode()
 

@@ -19,7 +19,7 @@ def contact_sheet(builder: tfds.core.DatasetBuilder, columns: int = 40, rows_per
     """Pictures of every split, evenly picked, `rows_per_split` rows each."""
     rows = []
     for split in _SPLITS:
-        source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        source = emoji.source(builder, split)
         n = min(len(source) // columns, rows_per_split)
         picked = np.linspace(0, len(source) - 1, n * columns).astype(int)
         pictures = [np.array(Image.open(io.BytesIO(source[int(i)]["image"]))) for i in picked]
@@ -42,7 +42,7 @@ def main() -> None:
     for split in _SPLITS:
         print(f"{split}: {builder.info.splits[split].num_examples} records")
     for split in _SPLITS:
-        source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        source = emoji.source(builder, split)
         for i in (0, 1):
             r = source[i]
             print(f"\n{split}, {r['id'].decode()} ({r['name'].decode()})")

@@ -1,7 +1,7 @@
 """The TFDS builder of the built-in data; writes ArrayRecord without TensorFlow in the process.
 
     from clips_jax.data import emoji
-    source = emoji.build().as_data_source('train', decoders={'image': tfds.decode.SkipDecoding()})
+    train = emoji.source(emoji.build(), 'train')
 
 `emoji.build` is the way to call it: it adds a lock between processes and the tokenizer's model.
 

@@ -1,0 +1,333 @@
+import io
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from clips_jax import config as config_module
+from clips_jax.config import Config, DataConfig, TextConfig, TokenizerConfig
+from clips_jax.data import pipeline, train_tokenizer
+from clips_jax.data.pipeline import epoch_of, record_index, train_batches
+from clips_jax.data.tokenizer import train_sentencepiece
+from clips_jax.data.triples import Records, open_builder, texts_of, tokenizer_path
+
+COUNT, BATCH, SIZE = 37, 10, 12
+TEXTS = {"alt_text": TextConfig(6), "recaption": TextConfig(40, fallback="alt_text")}
+
+
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    """37 pictures, each of one grey, PNG and JPEG; in the configuration "damaged" every fourth is no picture."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="whole"), tfds.core.BuilderConfig(name="damaged")]
+    pkg_dir_path = None  # below: a folder for the metadata that TFDS looks for
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(
+            {
+                "id": tfds.features.Text(),
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "alt_text": tfds.features.Text(),
+                "recaption": tfds.features.Text(),
+                "aliases": tfds.features.Sequence(tfds.features.Text()),
+                "group": tfds.features.ClassLabel(names=["even", "odd"]),
+                "is_flag": tfds.features.Scalar(dtype=np.bool_),
+            }
+        )
+        return self.dataset_info_from_configs(features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(COUNT):
+            assert self.builder_config is not None
+            damaged = self.builder_config.name == "damaged" and i % 4 == 0
+            yield (
+                i,
+                {
+                    "id": str(i),
+                    "image": io.BytesIO(b"\x89PNG no picture" if damaged else picture(i)),
+                    "alt_text": f"picture {i}",
+                    "recaption": "" if i % 5 == 0 else f"A grey picture. It has number {i}. é",
+                    "aliases": ["grau", "grå"],
+                    "group": i % 2,
+                    "is_flag": i % 2 == 0,
+                },
+            )
+
+
+def picture(i):
+    buffer = io.BytesIO()
+    image = Image.new("RGB", (20 + i, 40 - i), (5 * i, 5 * i, 5 * i))
+    image.save(buffer, "PNG" if i % 2 else "JPEG", **({} if i % 2 else {"quality": 100}))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    Tiny.pkg_dir_path = folder
+    for name in ("whole", "damaged"):
+        builder = Tiny(data_dir=folder, config=name, file_format="array_record")
+        builder.download_and_prepare()
+    texts = [text for i in range(COUNT) for text in (f"picture {i}", f"A grey picture. It has number {i}. é")]
+    train_sentencepiece(texts, str(folder / "tokenizer.model"), 80)
+    return str(folder)
+
+
+def make_config(folder, dataset="tiny/whole", seed=0, batch_size=BATCH, **data):
+    tower = config_module.TransformerConfig(width=8, depth=1, heads=1, mlp_dim=8)
+    return Config(
+        data=DataConfig(dataset, TEXTS, data_dir=folder, **data),
+        model=config_module.ModelConfig(
+            image=config_module.ImageTowerConfig(tower, image_size=SIZE, patch_size=4),
+            text=config_module.TextTowerConfig(tower, vocab_size=80),
+            joint_dim=8,
+        ),
+        objective=config_module.ObjectiveConfig(views={}),
+        optimizer=config_module.OptimizerConfig(learning_rate=0.0, warmup_samples=0),
+        checkpoint=config_module.CheckpointConfig(every_steps=1),
+        batch_size=batch_size,
+        total_samples=1000,
+        tokenizer=TokenizerConfig(f"{folder}/tokenizer.model"),
+        seed=seed,
+    )
+
+
+def leaves(batch):
+    texts = [array for _, text in sorted(batch.texts.items()) for array in (text.tokens, text.sentence_ids)]
+    return [batch.images, *texts]
+
+
+def load(config, rows=None, start=0, stop=3):
+    rows = np.arange(config.batch_size) if rows is None else rows
+    return [(leaves(batch), stats) for batch, stats in train_batches(config, rows, start, stop)]
+
+
+def assert_same(one, other):
+    assert len(one) == len(other)
+    for (arrays, stats), (other_arrays, other_stats) in zip(one, other, strict=True):
+        assert stats == other_stats
+        for array, other_array in zip(arrays, other_arrays, strict=True):
+            assert array.dtype == other_array.dtype
+            np.testing.assert_array_equal(array, other_array)
+
+
+def record_numbers(images):
+    """Which record each picture is, from its grey value."""
+    return [round(float(image.mean()) / 5) for image in images]
+
+
+# The order of the records.
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 300), st.integers(0, 2**31), st.integers(0, 5))
+def test_an_epoch_uses_every_record_once(num_records, seed, epoch):
+    positions = range(epoch * num_records, (epoch + 1) * num_records)
+    assert sorted(record_index(p, num_records, seed) for p in positions) == list(range(num_records))
+    assert {epoch_of(p, num_records) for p in positions} == {epoch}
+
+
+def test_epochs_and_seeds_differ_in_order():
+    orders = {tuple(record_index(e * 50 + p, 50, seed) for p in range(50)) for e in range(4) for seed in range(4)}
+    assert len(orders) == 16
+
+
+def test_first_record_is_uniform_over_seeds():
+    counts = np.bincount([record_index(3, 10, seed) for seed in range(500)], minlength=10)
+    assert ((counts - 50) ** 2 / 50).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
+
+
+# Records.
+
+
+def test_records(folder):
+    records = Records("tiny/whole", "train", folder)
+    assert len(records) == COUNT and set(records.text_features) == {"id", "alt_text", "recaption"}
+    everything = records.read(range(COUNT))
+    assert sorted(int(record["id"]) for record in everything) == list(range(COUNT))
+    record = records[4]
+    assert record == everything[4] and [everything[5], everything[1]] == records.read([5, 1])
+    number = int(record["id"])
+    assert record["image"] == picture(number) and record["alt_text"] == f"picture {number}"
+    assert record["aliases"] == ["grau", "grå"] and record["group"] == number % 2
+    assert record["is_flag"] == (number % 2 == 0)
+    assert pickle.loads(pickle.dumps(records))[4] == record
+    for index in (-1, COUNT):
+        with pytest.raises(IndexError):
+            records[index]
+
+
+def test_split_slices(folder):
+    assert len(Records("tiny/whole", "train[:50%]", folder)) in (18, 19)
+    with pytest.raises(ValueError, match="test"):
+        Records("tiny/whole", "test", folder)
+
+
+def test_what_is_not_prepared_names_the_command(folder):
+    for dataset in ("tiny/other", "nothing", "mnist"):
+        with pytest.raises(FileNotFoundError, match=f"{dataset}.*tfds build {dataset}"):
+            open_builder(dataset, folder)
+
+
+def test_tokenizer_path(folder):
+    data = DataConfig("tiny/whole", TEXTS, data_dir=folder)
+    assert tokenizer_path(data, TokenizerConfig("x.model")) == "x.model"
+    assert tokenizer_path(data, TokenizerConfig()) == f"{folder}/tiny/whole/1.0.0/tokenizer.model"
+
+
+def test_fallbacks():
+    both = {"a": TextConfig(1, fallback="b"), "b": TextConfig(1, fallback="a"), "c": TextConfig(1)}
+    assert texts_of({"a": " \n", "b": "x", "c": ""}, both) == {"a": "x", "b": "x", "c": ""}
+    assert texts_of({"a": "", "b": "", "c": "y"}, both) == {"a": "", "b": "", "c": "y"}
+    chain = {"a": TextConfig(1, fallback="b"), "b": TextConfig(1, fallback="c"), "c": TextConfig(1)}
+    assert texts_of({"a": "", "b": "", "c": "y"}, chain) == {"a": "y", "b": "y", "c": "y"}
+
+
+# Batches.
+
+
+def test_a_batch_is_what_the_contract_says(folder):
+    config = make_config(folder)
+    batch, stats = next(train_batches(config, np.arange(BATCH), 0, 1))
+    assert batch.images.shape == (BATCH, SIZE, SIZE, 3) and batch.images.dtype == np.uint8
+    assert set(batch.texts) == set(TEXTS) and stats == {"bad_records": 0}
+    for name, text in batch.texts.items():
+        assert text.tokens.shape == text.sentence_ids.shape == (BATCH, TEXTS[name].length)
+        assert text.tokens.dtype == text.sentence_ids.dtype == np.int32
+    records = Records("tiny/whole", "train", folder)
+    for row, number in enumerate(record_numbers(batch.images)):
+        assert int(records[record_index(row, COUNT, 0)]["id"]) == number
+        sentences = batch.texts["recaption"].sentence_ids[row].max() + 1
+        assert sentences == (1 if number % 5 == 0 else 3)  # an empty recaption falls back to the AltText
+
+
+def test_a_batch_does_not_depend_on_where_the_run_started(folder):
+    config = make_config(folder)
+    whole = load(config, stop=9)
+    assert_same(whole[5:], load(config, start=5, stop=9))
+    assert_same(whole, load(make_config(folder, threads=1, prefetch=1), stop=9))
+    [(other_seed, _)] = load(make_config(folder, seed=1), stop=1)
+    assert record_numbers(other_seed[0]) != record_numbers(whole[0][0][0])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_processes_slices_make_up_the_batch(folder, processes):
+    config = make_config(folder, batch_size=8)
+    whole = load(config)
+    slices = [load(config, np.arange(8).reshape(processes, -1)[process]) for process in range(processes)]
+    for step, (arrays, _) in enumerate(whole):
+        for leaf, array in enumerate(arrays):
+            parts = [part[step][0][leaf] for part in slices]
+            np.testing.assert_array_equal(np.concatenate(parts), array)
+    odd = load(config, np.array([1, 3, 6]))
+    np.testing.assert_array_equal(odd[2][0][0], whole[2][0][0][[1, 3, 6]])
+
+
+def test_every_record_once_per_epoch_also_across_batches(folder):
+    steps = load(make_config(folder), stop=8)  # 80 positions, 37 records: batches 3 and 7 straddle epochs
+    numbers = sum((record_numbers(arrays[0]) for arrays, _ in steps), [])
+    assert sorted(numbers[:COUNT]) == sorted(numbers[COUNT : 2 * COUNT]) == list(range(COUNT))
+    assert numbers[:COUNT] != numbers[COUNT : 2 * COUNT]
+
+
+def test_worker_processes_give_the_same_batches(folder):
+    assert_same(load(make_config(folder), stop=7), load(make_config(folder, workers=2), stop=7))
+
+
+def test_closing_early_ends_the_threads(folder):
+    batches = train_batches(make_config(folder), np.arange(BATCH), 0, 100)
+    next(batches)
+    batches.close()
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+def test_bad_records_are_replaced_the_same_way_each_time_and_counted(folder):
+    config = make_config(folder, "tiny/damaged", max_bad_fraction=1.0)
+    steps = load(config, stop=6)
+    assert_same(steps[3:], load(config, start=3, stop=6))
+    records = Records("tiny/damaged", "train", folder)
+    for step, (arrays, stats) in enumerate(steps):
+        wanted = [int(records[record_index(step * BATCH + row, COUNT, 0)]["id"]) for row in range(BATCH)]
+        used = record_numbers(arrays[0])
+        assert stats == {"bad_records": sum(number % 4 == 0 for number in wanted)}
+        assert all(number % 4 for number in used)
+        assert all(a == b for a, b in zip(wanted, used, strict=True) if a % 4)
+    half = load(config, np.arange(5), stop=6)
+    np.testing.assert_array_equal(half[4][0][0], steps[4][0][0][:5])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_records_stop_the_run(folder, workers):
+    with pytest.raises(RuntimeError, match=r"of 10 records cannot be read.*max_bad_fraction.*record \d+"):
+        load(make_config(folder, "tiny/damaged", max_bad_fraction=0.1, workers=workers), stop=6)
+
+
+def test_a_record_that_cannot_be_parsed_is_replaced(folder, monkeypatch):
+    config = make_config(folder, max_bad_fraction=0.1)
+    whole = load(config, stop=1)
+    broken = record_index(4, COUNT, 0)
+
+    class Damaged(Records):
+        def read(self, indices):
+            if broken in indices:
+                raise pipeline.BadRecord("cannot be parsed")
+            return super().read(indices)
+
+    monkeypatch.setattr(pipeline, "Records", Damaged)
+    [(arrays, stats)] = load(config, stop=1)
+    assert stats == {"bad_records": 1}
+    others = np.arange(BATCH) != 4
+    np.testing.assert_array_equal(arrays[0][others], whole[0][0][0][others])
+    assert record_numbers(arrays[0])[4] != record_numbers(whole[0][0][0])[4]
+
+
+def test_errors_before_the_first_batch(folder):
+    for rows in ([], [0, 10], [-1, 0], [3, 2], [1, 1]):
+        with pytest.raises(ValueError, match="rows"):
+            train_batches(make_config(folder), np.array(rows, int), 0, 1)
+    config = make_config(folder)
+    for name in ("caption", "aliases", "group"):
+        config.data.texts[name] = TextConfig(3)
+        with pytest.raises(ValueError, match=rf"data\.texts\.{name}: .*alt_text, id, recaption"):
+            train_batches(config, np.arange(BATCH), 0, 1)
+        del config.data.texts[name]
+    with pytest.raises(FileNotFoundError):
+        train_batches(make_config(folder, "tiny/none"), np.arange(BATCH), 0, 1)
+
+
+# Programs.
+
+
+def test_tensorflow_is_not_imported(folder):
+    program = f"""
+import sys
+import numpy as np
+from tests.data.test_pipeline import make_config
+from clips_jax.data.pipeline import train_batches
+print(len(list(train_batches(make_config({folder!r}), np.arange(3), 0, 2))), "tensorflow" in sys.modules)
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=pathlib.Path(__file__).parents[2])
+    assert result.stdout.strip() == "2 False", result.stderr
+
+
+def test_train_tokenizer_command(folder, tmp_path, capsys):
+    output = tmp_path / "trained.model"
+    arguments = ["--dataset", "tiny/whole", "--data_dir", folder, "--vocab_size", "70", "--output", str(output)]
+    train_tokenizer.main(arguments + ["--max_texts", "30"])
+    printed = capsys.readouterr().out
+    assert output.exists() and "from 30 texts" in printed and "picture" in printed
+    with pytest.raises(SystemExit):
+        train_tokenizer.main(arguments + ["--texts", "caption"])
+    assert "caption is not among" in capsys.readouterr().err
