@@ -17,7 +17,7 @@ RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.
 
 
 def _luma(image_HxWx3: jax.Array) -> jax.Array:
-    return (image_HxWx3 * jnp.array(LUMA)).sum(axis=-1, keepdims=True)
+    return jnp.einsum("hwc,c->hw", image_HxWx3, jnp.array(LUMA), precision="highest")[..., None]
 
 
 def _rotate_hue(image_HxWx3: jax.Array, turns: jax.Array) -> jax.Array:

@@ -11,7 +11,10 @@ def check(config: Config) -> None:
             f"total_samples: {config.total_samples} is less than one batch (batch_size {config.batch_size}); "
             "it counts samples, not steps."
         )
-    for name, every in (("log_every_steps", config.log_every_steps), ("checkpoint.every_steps", config.checkpoint.every_steps)):
+    for name, every in (
+        ("log_every_steps", config.log_every_steps),
+        ("checkpoint.every_steps", config.checkpoint.every_steps),
+    ):
         if every < 1:
             raise ConfigError(f"{name}: {every} is not an interval; use 1 or more.")
     _check_model(config.model)

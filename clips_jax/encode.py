@@ -4,7 +4,7 @@ Legend: B batch, S image size, E joint width, L text length, T target positions.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ class Encoder:
     Attributes:
       params: the model's parameters; set it to encode with others.
       image_size: pixels.
+      has_captioner: whether `caption_loss` and `captions` can be called.
     """
 
     def __init__(
@@ -39,21 +40,14 @@ class Encoder:
     ) -> None:
         self.params = params
         self.image_size = config.model.image.image_size
+        self.has_captioner = config.model.captioner is not None
         self._config, self._model, self._tokenizer, self._mesh = config, model, tokenizer, mesh
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        self._batch_size = -(-config.evaluation.batch_size // shards) * shards
-        self._rows = process_rows(mesh, self._batch_size)
         whole = NamedSharding(mesh, PartitionSpec())
         compiled = functools.partial(jax.jit, out_shardings=whole)
         self._encode_images = compiled(self._image_embeddings)
         self._encode_texts = compiled(self._text_embeddings)
         self._score_captions = compiled(self._caption_scores)
         self._write_captions = compiled(self._greedy_captions)
-
-    @property
-    def has_captioner(self) -> bool:
-        """Whether `caption_loss` and `captions` can be called."""
-        return self._config.model.captioner is not None
 
     def images(self, load: LoadImages, count: int) -> np.ndarray:
         """Embeddings of `count` pictures: float32 (count, E), L2-normalised."""
@@ -62,7 +56,9 @@ class Encoder:
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of strings: float32 (len(texts), E), L2-normalised."""
         length = self._config.model.text.length
-        return self._run(lambda rows: (self._tokenizer.encode([texts[i] for i in rows], length),), len(texts), self._encode_texts)
+        return self._run(
+            lambda rows: (self._tokenizer.encode([texts[i] for i in rows], length),), len(texts), self._encode_texts
+        )
 
     def caption_loss(
         self, load: LoadImages, count: int, alt_texts: Sequence[str], targets: Sequence[str]
@@ -98,11 +94,14 @@ class Encoder:
 
     def _run(self, arrays: Callable[[Sequence[int]], tuple[Any, ...]], count: int, function: Any) -> np.ndarray:
         """`function(params, *arrays(rows))` for all rows 0 … count-1, a batch at a time."""
-        results = [np.zeros((0,))]
-        for start in range(0, count, self._batch_size):
+        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        batch_size = -(-min(self._config.evaluation.batch_size, count) // shards) * shards
+        own_rows = process_rows(self._mesh, batch_size) if count else np.zeros(0, int)
+        results = [np.zeros((0, self._config.model.joint_dim), np.float32)]
+        for start in range(0, count, batch_size):
             # Rows past the end repeat the last one and are cut off below.
-            rows = np.minimum(start + self._rows, count - 1)
-            inputs = to_devices(arrays(rows.tolist()), self._mesh, self._batch_size)
+            rows = np.minimum(start + own_rows, count - 1)
+            inputs = to_devices(arrays(rows.tolist()), self._mesh, batch_size)
             results.append(np.asarray(function(self.params, *inputs))[: count - start])
         return np.concatenate(results[1:] or results)
 

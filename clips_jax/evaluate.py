@@ -9,7 +9,6 @@ of its config, prints the table and writes `results.json` into `--output` (defau
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +25,9 @@ from clips_jax.evaluators.run import evaluate_all, evaluator_names
 from clips_jax.program import make_program
 
 
-def load_encoder(workdir: str, step: int | None = None, config_changes: dict[str, Any] | None = None) -> tuple[Config, Encoder, int]:
+def load_encoder(
+    workdir: str, step: int | None = None, config_changes: dict[str, Any] | None = None
+) -> tuple[Config, Encoder, int]:
     """The model of a checkpoint on all devices, data-parallel.
 
     Args:
@@ -43,7 +44,9 @@ def load_encoder(workdir: str, step: int | None = None, config_changes: dict[str
     checkpoints = Checkpoints(workdir)
     steps = checkpoints.steps()
     if not steps or (step is not None and step not in steps):
-        raise FileNotFoundError(f"{checkpoints.directory}: no complete checkpoint of step {step or 'any'}; there are {steps}.")
+        raise FileNotFoundError(
+            f"{checkpoints.directory}: no complete checkpoint of step {step or 'any'}; there are {steps}."
+        )
     step = steps[-1] if step is None else step
     meta = checkpoints.meta(step)
     config = from_config_dict(meta["config"] | (config_changes or {}))

@@ -33,7 +33,7 @@ def softmax_loss(image_BxE: jax.Array, text_BxE: jax.Array, scale: jax.Array) ->
 def sigmoid_loss(image_BxE: jax.Array, text_BxE: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023, eq. 1).
 
-        L = -1/B sum_ij log sigmoid( y_ij (scale * <image_i, text_j> + bias) ),  y_ij = 1 if i = j else -1
+    L = -1/B sum_ij log sigmoid( y_ij (scale * <image_i, text_j> + bias) ),  y_ij = 1 if i = j else -1
     """
     logits_BxB = scale * jnp.matmul(image_BxE, text_BxE.T, precision=PRECISION) + bias
     sign_BxB = 2 * jnp.eye(len(image_BxE)) - 1

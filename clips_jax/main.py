@@ -33,7 +33,9 @@ from clips_jax.config_check import check_mesh
 from clips_jax.config_parse import from_config_dict
 from clips_jax.train import NonFiniteError, train
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its arguments: configs/NAME.py[:key=value,…].")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file and its arguments: configs/NAME.py[:key=value,…]."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://; created if it is not there.")
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and stop.")
 DISTRIBUTED = flags.DEFINE_bool(

@@ -142,9 +142,7 @@ def make_view(
             chosen_N = jnp.arange(len(names)) == jax.random.choice(source_key, len(names), p=probabilities_N)
             tokens_S = jnp.where(chosen_N[:, None], tokens_NxS, 0).sum(axis=0)
             sentence_ids_S = jnp.where(chosen_N[:, None], sentence_ids_NxS, 0).sum(axis=0)
-        kept_K, count = reduce_tokens(
-            tokens_S, sentence_ids_S, mask_key, view.mask, view.tokens_kept, view.sentences
-        )
+        kept_K, count = reduce_tokens(tokens_S, sentence_ids_S, mask_key, view.mask, view.tokens_kept, view.sentences)
         return frame(kept_K, count, view.length, special)
 
     return jax.vmap(one_example, in_axes=(1, 1, 0))(tokens_NxBxS, sentence_ids_NxBxS, keys_B)

@@ -39,14 +39,13 @@ class MetricWriter:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         from clu import metric_writers  # imports TensorFlow (seconds), so only where it is needed
 
-        self._row: dict[str, Any] = {}
-        folder = epath.Path(workdir)
+        self._path = epath.Path(workdir) / METRICS_FILE
         rows = [row for row in read_metrics(workdir) if row["step"] <= resumed_step]
-        whole = folder / f"{METRICS_FILE}.tmp"
-        whole.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        whole.rename(folder / METRICS_FILE)
-        self._path = folder / METRICS_FILE
-        tensorboard = folder / "tensorboard"
+        self._lines = [json.dumps(row) + "\n" for row in rows]
+        self._rewrite()
+        self._written: dict[str, Any] = rows[-1] if rows else {}  # the last row on disk
+        self._row: dict[str, Any] = {}  # the row being filled
+        tensorboard = epath.Path(workdir) / "tensorboard"
         if tensorboard.exists():
             tensorboard.rmtree()
         summaries = metric_writers.SummaryWriter(os.fspath(tensorboard))
@@ -63,18 +62,29 @@ class MetricWriter:
         self._row |= {"step": step, **metrics}
 
     def flush(self) -> None:
-        """Closes the row: after this, it is on disk."""
+        """Closes the row: after this, it is on disk. Numbers that come later for the same step join its row."""
         if not self._active or not self._row:
             return
-        with open(self._path, "a") as file:
-            # NaN is not JSON: a reader would choke on it.
-            row = {k: v if math.isfinite(v) else str(v) for k, v in self._row.items()}
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._clu.write_scalars(self._row["step"], _scalars(self._row))
+        same_step = self._row["step"] == self._written.get("step")
+        new = self._row
+        # NaN is not JSON: a reader would choke on it.
+        row = (self._written if same_step else {}) | {k: v if math.isfinite(v) else str(v) for k, v in new.items()}
+        line = json.dumps(row, allow_nan=False) + "\n"
+        if same_step:
+            self._lines[-1] = line
+            self._rewrite()
+        else:
+            self._lines.append(line)
+            with self._path.open("a") as file:
+                file.write(line)
+        self._clu.write_scalars(new["step"], _scalars(new))
         self._clu.flush()
-        self._row = {}
+        self._written, self._row = row, {}
+
+    def _rewrite(self) -> None:
+        temporary = self._path.parent / f"{METRICS_FILE}.tmp"
+        temporary.write_text("".join(self._lines))
+        temporary.rename(self._path)
 
     def close(self) -> None:
         """Flushes and closes the clu writers."""

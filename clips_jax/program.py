@@ -1,6 +1,7 @@
 """A config made concrete: tokenizer, mesh, model, optimizer and where every array lives. Nothing compiles here."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,7 +40,9 @@ class Program:
     def initial_state(self) -> TrainState:
         """A fresh state, each array created where it will live."""
         # Any process can compute it from the seed; under jit nothing is whole on one device.
-        init = jax.jit(lambda key: init_state(self.config, self.model, self.optimizer, key), out_shardings=self.shardings)
+        init = jax.jit(
+            lambda key: init_state(self.config, self.model, self.optimizer, key), out_shardings=self.shardings
+        )
         return init(jax.random.key(self.config.seed))
 
     def tokenizer_identity(self) -> dict[str, Any]:
@@ -48,7 +51,7 @@ class Program:
         return self.tokenizer.identity() | texts | {"length/text_tower": self.config.model.text.length}
 
 
-def make_program(config: Config, devices: list[jax.Device] | None = None) -> Program:
+def make_program(config: Config, devices: Sequence[Any] | None = None) -> Program:
     """Builds it; raises `ConfigError` for whatever does not fit these devices or this tokenizer."""
     mesh = make_mesh(config, devices)
     tokenizer = SentencePieceTokenizer(tokenizer_path(config.data, config.tokenizer))
@@ -62,7 +65,9 @@ def make_program(config: Config, devices: list[jax.Device] | None = None) -> Pro
     optimizer = make_optimizer(config, jax.eval_shape(lambda k: init_params(config, model, k), key))
     shapes = jax.eval_shape(lambda k: init_state(config, model, optimizer, k), key)
     shardings = parameter_shardings(shapes, mesh)
-    shapes = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
+    shapes = jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
+    )
     return Program(config, tokenizer, mesh, model, optimizer, shapes)
 
 

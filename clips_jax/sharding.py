@@ -3,6 +3,7 @@
 Axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `tensor` splits heads and hidden units.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ RULES = (
 )
 
 
-def make_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a config over all devices (or these); raises `ConfigError` if they or the batch do not fit."""
     devices = devices if devices is not None else jax.devices()
     sizes = check_mesh(config, len(devices))
@@ -88,6 +89,4 @@ def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 def to_devices(tree: Any, mesh: Mesh, batch_size: int) -> Any:
     """This process's rows (`process_rows`) of every array -> global arrays of `batch_size` rows."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:])), tree
-    )
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:])), tree)

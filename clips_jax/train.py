@@ -1,13 +1,16 @@
 """The training loop: the one place where everything meets."""
 
+import contextlib
 import functools
 import json
 import math
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 
 from clips_jax.checkpoint import Checkpoints, check_tokenizer
 from clips_jax.config import Config, to_dict
@@ -16,7 +19,7 @@ from clips_jax.encode import Encoder
 from clips_jax.evaluators.results import flatten, results_table, write_results
 from clips_jax.evaluators.run import evaluate_all, evaluator_names, headline
 from clips_jax.evaluators.split import Splits
-from clips_jax.metrics import MetricWriter, Speed, duration, progress_line
+from clips_jax.metrics import MetricWriter, Speed, progress_line
 from clips_jax.program import Program, make_program, replicated
 from clips_jax.report.report import write_report
 from clips_jax.sharding import process_rows, to_devices
@@ -69,7 +72,7 @@ def _first_state(program: Program, checkpoints: Checkpoints) -> tuple[TrainState
         if step is None:
             raise FileNotFoundError(f"init_from: no complete checkpoint in {source.directory}.")
         params = source.restore_params(step, program.state_shapes.params)
-        state = state.replace(params=params)
+        state = TrainState(state.step, params, state.opt_state)
         _say(f"parameters from {source.path(step)}, fresh optimizer")
     return state, {"bad_records": 0}
 
@@ -82,9 +85,11 @@ class _Loop:
     ):
         self.program, self.config, self.workdir = program, program.config, workdir
         self.checkpoints, self.counters = checkpoints, dict(counters)
+        self.bad_records_here = 0  # on this process, since they were last counted together
         self.writer = MetricWriter(workdir, first_step)
         self.speed = Speed(self.config.batch_size, first_step)
         self.encoder = Encoder(self.config, program.model, program.tokenizer, program.mesh, None)
+        self.splits = Splits(self.config, self.encoder)  # opened once, embedded anew at each evaluation
         self.last_saved = first_step if checkpoints.latest_step() == first_step else None
 
     def run(self, state: TrainState) -> TrainState:
@@ -99,72 +104,85 @@ class _Loop:
         )
         first = int(state.step)
         batches = train_batches(config, process_rows(mesh, config.batch_size), first, total)
-        unread: tuple[int, Any, dict[str, int]] | None = None  # a step's metrics, read once the next is dispatched
-        try:
+        unread: tuple[int, Any] | None = None  # a step's metrics, read once the next step is dispatched
+        with contextlib.closing(batches):
             for step in range(first + 1, total + 1):
                 batch, stats = next(batches)
+                self.bad_records_here += stats["bad_records"]
                 state, metrics = step_function(state, to_devices(batch, mesh, config.batch_size))
                 if unread:
                     self.read(*unread)
-                unread = (step, metrics, stats)
+                unread = (step, metrics)
                 if step == first + 1:
                     jax.block_until_ready(metrics)  # compiled: the speed counts from here
                     self.speed.resume(step)
                 self.checkpoints.check()
-                saves = step % config.checkpoint.every_steps == 0 or step == total
-                every = config.evaluation.every_steps
-                evaluates = bool(every) and step % every == 0 and step < total
-                if saves or evaluates:
+                saves = step == total or step % config.checkpoint.every_steps == 0
+                if saves or self.evaluates(step):
                     self.read(*unread)
                     unread = None
-                if evaluates:
-                    self.evaluate_during(step, state)
-                if saves:
-                    self.save(step, state)
-                if saves or evaluates:
+                    if self.evaluates(step):
+                        self.evaluate_during(step, state)
+                    if saves:
+                        self.save(step, state)
                     self.speed.resume(step)
-        finally:
-            close = getattr(batches, "close", None)
-            if close:
-                close()
         return state
 
-    def read(self, step: int, device_metrics: Any, stats: dict[str, int]) -> None:
-        """Metrics of one step: checked always, logged at the interval.
+    def evaluates(self, step: int) -> bool:
+        """Whether the schedule evaluates at this step; the end is `evaluate`'s."""
+        every = self.config.evaluation.every_steps
+        return bool(every) and step % every == 0 and step < self.config.total_steps
+
+    def read(self, step: int, device_metrics: Any) -> None:
+        """Metrics of one step: checked always, logged at the interval, at evaluations and at the end.
 
         Raises:
           NonFiniteError: with the step, the loss parts and the last good checkpoint. The update was not applied.
         """
         metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
-        self.counters["bad_records"] += stats.get("bad_records", 0)
+        total = self.config.total_steps
         if not metrics.pop("finite"):
             self.writer.write(step, metrics)
-            parts = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("loss") or k == "gradient_norm")
+            parts = (f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("loss") or k == "gradient_norm")
             last = self.checkpoints.path(self.last_saved) if self.last_saved is not None else "none yet"
             raise NonFiniteError(
-                f"step {step}: the loss or a gradient is not finite ({parts}). The update was not applied. Last good "
-                f"checkpoint: {last}. Try a lower optimizer.learning_rate, a longer optimizer.warmup_samples, or "
-                "optimizer.clip_norm=1."
+                f"step {step}: the loss or a gradient is not finite ({', '.join(parts)}). The update was not applied. "
+                f"Last good checkpoint: {last}. Try a lower optimizer.learning_rate, a longer "
+                "optimizer.warmup_samples, or optimizer.clip_norm=1."
             )
-        if step % self.config.log_every_steps == 0 or step == self.config.total_steps:
+        if step % self.config.log_every_steps == 0 or step == total or self.evaluates(step):
             metrics["samples_seen"] = step * self.config.batch_size
-            metrics["data/bad_records"] = self.counters["bad_records"]
+            metrics["data/bad_records"] = self.count_bad_records()
             metrics["time/images_per_second"] = self.speed.measure(step)
-            seconds_left = self.speed.seconds_per_step * (self.config.total_steps - step)
             self.writer.write(step, metrics)
-            _say(progress_line(step, self.config.total_steps, metrics, seconds_left))
+            _say(progress_line(step, total, metrics, self.speed.seconds_per_step * (total - step)))
+
+    def count_bad_records(self) -> int:
+        """Bad records replaced since the run began, on all processes; they call this together."""
+        here = np.array([self.bad_records_here])
+        self.bad_records_here = 0
+        self.counters["bad_records"] += int(multihost_utils.process_allgather(here).sum())
+        return self.counters["bad_records"]
 
     def evaluate_during(self, step: int, state: TrainState) -> None:
         """The evaluators on the schedule; the pixel baseline does not change, so it waits for the end."""
         self.encoder.params = state.params
         names = [name for name in evaluator_names(self.config) if not name.startswith("pixel_baseline/")]
-        results = evaluate_all(self.config, self.encoder, only=names)
+        results = evaluate_all(self.config, self.encoder, only=names, splits=self.splits)
         self.writer.write(step, flatten(results))
-        _say("  ".join([f"step {step} ", *(f"{k.removeprefix('retrieval/')} {v:.1f}" for k, v in headline(self.config, results).items())]))
+        _say(
+            "  ".join(
+                [
+                    f"step {step} ",
+                    *(f"{k.removeprefix('retrieval/')} {v:.1f}" for k, v in headline(self.config, results).items()),
+                ]
+            )
+        )
 
     def save(self, step: int, state: TrainState) -> None:
         """Metrics up to here go to disk first: a resumed run keeps every row up to its checkpoint."""
         self.writer.flush()
+        self.count_bad_records()
         meta = {
             "config": to_dict(self.config),
             "tokenizer": self.program.tokenizer_identity(),
@@ -180,13 +198,11 @@ class _Loop:
         self.encoder.params = state.params
         step = int(state.step)
         samples, folder = step * self.config.batch_size, epath.Path(self.workdir)
-        splits = Splits(self.config, self.encoder)
-        results = evaluate_all(self.config, self.encoder, splits=splits)
+        results = evaluate_all(self.config, self.encoder, splits=self.splits)
         self.writer.write(step, flatten(results))
         self.writer.flush()
-        if jax.process_index() == 0:
-            write_results(folder / "results.json", step, samples, results)
-        report = write_report(folder, self.config, self.encoder, results, step, samples, splits)
+        write_results(folder / "results.json", step, samples, results)
+        report = write_report(folder, self.config, self.encoder, results, step, samples, self.splits)
         _say(f"\n{results_table(results)}\n\nreport: {report}")
         return results
 

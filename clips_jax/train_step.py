@@ -14,7 +14,7 @@ from clips_jax import augment, losses, masks
 from clips_jax.batch import Batch
 from clips_jax.config import Config
 from clips_jax.data.tokenizer import SpecialTokens
-from clips_jax.models.clips import Clips, Outputs
+from clips_jax.models.clips import Clips, Outputs, every_nth
 from clips_jax.optimizer import learning_rate_schedule
 
 # Keys of the randomness inside a step, folded into the example's key.
@@ -89,10 +89,8 @@ def batch_loss(
     captioner, targets = config.model.captioner, None
     targets_BxT = None
     if captioner:
-        targets_BxT, weights_BxT = masks.caption_target(
-            batch.texts[captioner.target], captioner.target_length, special
-        )
-        targets = tuple(x.reshape(-1, captioner.every, x.shape[1])[:, 0] for x in (targets_BxT, weights_BxT))
+        targets_BxT, weights_BxT = masks.caption_target(batch.texts[captioner.target], captioner.target_length, special)
+        targets = every_nth(targets_BxT, captioner.every), every_nth(weights_BxT, captioner.every)
     outputs = model.apply({"params": params}, images_BxHxWx3, views, targets_BxT)
     assert isinstance(outputs, Outputs)
     parts = loss_parts(config, outputs, targets)
@@ -121,7 +119,7 @@ def train_step(
     )
     gradient_norm = optax.global_norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     if "logit_scale" in params:
         params["logit_scale"] = jnp.minimum(params["logit_scale"], jnp.log(config.objective.scale_max))
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)

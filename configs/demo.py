@@ -35,9 +35,7 @@ def get_config(arguments: str | None = None) -> ConfigDict:
         jitter=0.2,
         grayscale_probability=0.1,
     )
-    config.model = common.model(
-        "nano" if arg.smoke else "micro", 48, 12, VOCAB_SIZE, text_length=48, **captioner
-    )
+    config.model = common.model("nano" if arg.smoke else "micro", 48, 12, VOCAB_SIZE, text_length=48, **captioner)
     config.objective = dict(views=common.views(arg.method, alt_length=16, recap_length=32), caption_weight=0.5)
     config.optimizer = dict(
         learning_rate=3e-3,

@@ -69,14 +69,21 @@ def full_size(size: str, patch_size: int, stages: tuple[Stage, ...], stage: int,
 
 
 def smoke() -> ConfigDict:
-    """The recipe's structure at a tiny size on the built-in data: the same views, captioner, dtype and rematerialisation."""
+    """The recipe's structure at a tiny size on the built-in data: same views, captioner, dtype and remat."""
     config = ConfigDict()
     config.batch_size = 32
     config.total_samples = 20 * config.batch_size
     config.log_every_steps = 5
     config.data = dict(dataset="emoji", texts=common.texts(77, 127))
     config.model = common.model(
-        "nano", 32, 16, vocab_size=2048, text_length=80, remat="dots", kind="learnable", target_length=128,
+        "nano",
+        32,
+        16,
+        vocab_size=2048,
+        text_length=80,
+        remat="dots",
+        kind="learnable",
+        target_length=128,
         condition_on=("image", "alt"),
     )
     config.model.dtype = "bfloat16"

@@ -48,7 +48,9 @@ def sigmoid_loss_gradients(
 
 
 def caption_loss(hidden: np.ndarray, head: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
-    losses = -np.take_along_axis(log_softmax(hidden.astype(np.float64) @ head.astype(np.float64), -1), targets[..., None], -1)
+    losses = -np.take_along_axis(
+        log_softmax(hidden.astype(np.float64) @ head.astype(np.float64), -1), targets[..., None], -1
+    )
     return float((losses[..., 0] * weights).sum() / weights.sum())
 
 

@@ -1,6 +1,6 @@
 """Runs a few training steps on a given mesh and saves what came out; `test_sharding.py` starts it as a process.
 
-    python -m tests.sharded_run OUT.npz DATA FSDP TENSOR [COORDINATOR PROCESSES INDEX]
+python -m tests.sharded_run OUT.npz DATA FSDP TENSOR [COORDINATOR PROCESSES INDEX]
 """
 
 import dataclasses

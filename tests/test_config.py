@@ -84,8 +84,15 @@ def test_configs_are_valid_and_round_trip(config):
 
 
 def test_arguments_of_a_config():
-    assert "captioner" not in demo.get_config("method=clip").model or demo.get_config("method=clip").model.captioner is None
-    for text, message in [("method=clop", "method=clop"), ("stage=x", "'stage'"), ("smoke=2", "smoke=2: expected bool")]:
+    assert (
+        "captioner" not in demo.get_config("method=clip").model
+        or demo.get_config("method=clip").model.captioner is None
+    )
+    for text, message in [
+        ("method=clop", "method=clop"),
+        ("stage=x", "'stage'"),
+        ("smoke=2", "smoke=2: expected bool"),
+    ]:
         with pytest.raises(ConfigError, match=message):
             demo.get_config(text)
 

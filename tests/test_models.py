@@ -54,7 +54,10 @@ def test_captioner_sees_the_real_prefix_and_no_later_target(kind):
 def test_prefix_never_sees_targets():
     """Through two blocks: if the prefix saw a target, later targets would carry it back to earlier ones."""
     model = Captioner(dataclasses.replace(CONFIG.model.captioner, target_length=4), small.VOCAB_SIZE, FLOAT)
-    prefix = {"image": (jnp.ones((1, 2, 8)), jnp.ones((1, 2), bool)), "alt": (jnp.ones((1, 2, 8)), jnp.ones((1, 2), bool))}
+    prefix = {
+        "image": (jnp.ones((1, 2, 8)), jnp.ones((1, 2), bool)),
+        "alt": (jnp.ones((1, 2, 8)), jnp.ones((1, 2), bool)),
+    }
     targets = jnp.array([[5, 6, 7, 8]])
     params = model.init(jax.random.key(0), prefix, targets, 2)
     first = model.apply(params, prefix, targets, 2)[0]
@@ -65,7 +68,10 @@ def test_prefix_never_sees_targets():
 
 def test_learnable_captioner_reads_no_target_token():
     model = Captioner(dataclasses.replace(CONFIG.model.captioner, kind="learnable"), small.VOCAB_SIZE, FLOAT)
-    prefix = {"image": (jnp.ones((2, 3, 8)), jnp.ones((2, 3), bool)), "alt": (jnp.ones((2, 3, 8)), jnp.ones((2, 3), bool))}
+    prefix = {
+        "image": (jnp.ones((2, 3, 8)), jnp.ones((2, 3), bool)),
+        "alt": (jnp.ones((2, 3, 8)), jnp.ones((2, 3), bool)),
+    }
     params = model.init(jax.random.key(0), prefix, jnp.zeros((2, 12), jnp.int32), 2)
     a = model.apply(params, prefix, jnp.zeros((2, 12), jnp.int32), 2)[0]
     np.testing.assert_array_equal(a, model.apply(params, prefix, jnp.full((2, 12), 9), 2)[0])

@@ -102,7 +102,9 @@ def test_colliding_rules_are_an_error():
 def test_a_shape_that_does_not_divide_names_the_parameter():
     shapes = state_shapes(small.config()).params
     mesh = make_fake_mesh(tensor=3)
-    with pytest.raises(ConfigError, match=r"blocks/attention/key/bias has shape \(2, 4, 8\); axis 1 of size 4 does not divide"):
+    with pytest.raises(
+        ConfigError, match=r"blocks/attention/key/bias has shape \(2, 4, 8\); axis 1 of size 4 does not divide"
+    ):
         sharding.parameter_shardings(shapes, mesh)
 
 

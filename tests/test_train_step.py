@@ -109,7 +109,12 @@ def test_weight_decay_touches_kernels_only():
         results.append(step(step(state, small.batch(config))[0], small.batch(config))[0].params)
     assert (results[0]["image"]["head"]["kernel"] != results[1]["image"]["head"]["kernel"]).any()
     assert (results[0]["captioner"]["head"] != results[1]["captioner"]["head"]).any()
-    for path in (("text", "tokens", "embedding"), ("captioner", "queries"), ("image", "norm", "scale"), ("logit_scale",)):
+    for path in (
+        ("text", "tokens", "embedding"),
+        ("captioner", "queries"),
+        ("image", "norm", "scale"),
+        ("logit_scale",),
+    ):
         a, b = results
         for key in path:
             a, b = a[key], b[key]
@@ -128,7 +133,9 @@ def test_schedule():
 def test_images_without_jitter_are_normalised():
     config = small.config()
     images = small.batch(config).images
-    np.testing.assert_allclose(prepare_images(images, None, config.data), normalize(images / 255.0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        prepare_images(images, None, config.data), normalize(images / 255.0), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_jitter_stays_in_range_and_keeps_shares():

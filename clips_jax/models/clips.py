@@ -4,6 +4,7 @@ Legend: B batch, E joint width, T target positions, D decoder width, V vocabular
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -40,6 +41,11 @@ def l2_normalize(x_BxE: jax.Array) -> jax.Array:
     """Unit rows in float32; a zero row stays zero and has a finite gradient."""
     x_BxE = x_BxE.astype(jnp.float32)
     return x_BxE * jax.lax.rsqrt(jnp.maximum((x_BxE**2).sum(axis=-1, keepdims=True), 1e-12))
+
+
+def every_nth(tree: Any, every: int) -> Any:
+    """Rows 0, n, 2n, … of every array: as a reshape, so that each part of a sharded batch stays where it is."""
+    return jax.tree.map(lambda x: x.reshape(-1, every, *x.shape[1:])[:, 0], tree)
 
 
 class Clips(nn.Module):
@@ -102,13 +108,9 @@ class Clips(nn.Module):
         for name, view in views.items():
             texts[name], tokens[name] = self.text(*view)
         caption = None
-        if self.config.captioner:
+        if self.config.captioner and targets_BxT is not None:
             every = self.config.captioner.every
-            # Every n-th row, taken as a reshape so that a sharded batch stays where it is.
-            tokens, views, targets_BxT = jax.tree.map(
-                lambda x: x.reshape(-1, every, *x.shape[1:])[:, 0], (tokens, views, targets_BxT)
-            )
-            caption = self.decode(tokens, views, targets_BxT)
+            caption = self.decode(every_nth(tokens, every), every_nth(views, every), every_nth(targets_BxT, every))
         has_scale, has_bias = self.objective.contrastive != "none", self.objective.contrastive == "sigmoid"
         return Outputs(
             image_BxE=l2_normalize(features_BxE),

@@ -18,11 +18,16 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 def normalize(images_BxHxWx3: jax.Array) -> jax.Array:
     """float (B, H, W, 3) in 0 to 1 -> zero mean, unit variance per channel."""
-    return (images_BxHxWx3 - jnp.array(IMAGE_MEAN)) / jnp.array(IMAGE_STD)
+    mean_1x1x1x3, std_1x1x1x3 = (jnp.array(x).reshape(1, 1, 1, 3) for x in (IMAGE_MEAN, IMAGE_STD))
+    return (images_BxHxWx3 - mean_1x1x1x3) / std_1x1x1x3
 
 
 def sincos_positions(grid: int, width: int) -> np.ndarray:
-    """Fixed 2-D positions, MoCo v3 layout (Chen et al. 2021): [sin x, cos x, sin y, cos y], float32 (grid**2, width)."""
+    """Fixed 2-D positions, MoCo v3 layout (Chen et al. 2021): [sin x, cos x, sin y, cos y].
+
+    Returns:
+      float32 (grid * grid, width), row by row.
+    """
     omega = 1.0 / 10_000.0 ** (np.arange(width // 4) / (width // 4 - 1))
     y_N, x_N = (axis.reshape(-1) for axis in np.mgrid[:grid, :grid])
     x_NxW, y_NxW = np.outer(x_N, omega), np.outer(y_N, omega)

@@ -91,7 +91,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] (its type leaves out nn.broadcast)
             length=self.config.depth,
         )
         return stack(self.config, self.dtype, name="blocks")(x_BxLxD, mask_Bx1xLxL)[0]

@@ -1,7 +1,4 @@
-"""The built-in emoji data: concepts, drawings, texts, and the prepared data set as a whole.
-
-The data set is built once per session (about half a minute), or once for all in $CLIPS_JAX_TEST_DATA_DIR.
-"""
+"""The built-in emoji data: concepts, drawings, texts, and the prepared data set as a whole."""
 
 import collections
 import functools
@@ -55,9 +52,8 @@ print('records', n, 'tensorflow' in sys.modules, digest.hexdigest())
 
 
 @pytest.fixture(scope="session")
-def builder(tmp_path_factory):
-    folder = os.environ.get("CLIPS_JAX_TEST_DATA_DIR") or str(tmp_path_factory.mktemp("emoji"))
-    return emoji.build(folder)
+def builder(emoji_data_dir):
+    return emoji.build(emoji_data_dir)
 
 
 @pytest.fixture(scope="session")
