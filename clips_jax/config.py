@@ -97,6 +97,8 @@ class ImageTowerConfig:
     Attributes:
       image_size, patch_size: pixels.
       class_token: prepend one; it takes part in attention but the mean over patches leaves it out.
+      pool: "mean" over the patches (the recipe); "concatenate" reads every patch in its place through the head, which
+        learns much faster on few pictures and steps, and ties the head to the resolution.
       positions: "sincos2d" is fixed (MoCo v3 layout) and follows the resolution; "learned" is a parameter.
     """
 
@@ -104,6 +106,7 @@ class ImageTowerConfig:
     image_size: int
     patch_size: int
     class_token: bool = False
+    pool: Literal["mean", "concatenate"] = "mean"
     positions: Literal["sincos2d", "learned"] = "sincos2d"
 
 

@@ -84,7 +84,7 @@ class MetricWriter:
     def _rewrite(self) -> None:
         temporary = self._path.parent / f"{METRICS_FILE}.tmp"
         temporary.write_text("".join(self._lines))
-        temporary.rename(self._path)
+        temporary.replace(self._path)
 
     def close(self) -> None:
         """Flushes and closes the clu writers."""

@@ -48,14 +48,10 @@ def train(config: Config, workdir: str) -> dict[str, dict[str, float]]:
         _say(f"resuming from {checkpoints.path(first_step)}")
     if jax.process_index() == 0:
         (epath.Path(workdir) / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    loop = _Loop(program, checkpoints, workdir, first_step, counters)
-    try:
-        state = loop.run(state)
-        results = loop.evaluate(state)
-    finally:
-        loop.writer.close()
-        checkpoints.close()
-    return results
+    with contextlib.closing(checkpoints):
+        loop = _Loop(program, checkpoints, workdir, first_step, counters)
+        with contextlib.closing(loop.writer):
+            return loop.evaluate(loop.run(state))
 
 
 def _first_state(program: Program, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, int]]:

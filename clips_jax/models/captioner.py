@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from clips_jax.config import CaptionerConfig
 from clips_jax.masks import combination_mask
-from clips_jax.models.layers import LayerNorm, Transformer
+from clips_jax.models.layers import Dense, LayerNorm, Transformer
 
 
 class Captioner(nn.Module):
@@ -46,7 +46,7 @@ class Captioner(nn.Module):
             )
             x_BxTxD = x_BxTxD + embed(shifted_BxT)
         projected = [
-            nn.Dense(width, use_bias=False, dtype=self.dtype, name=f"project_{name}")(tokens)
+            Dense(width, use_bias=False, dtype=self.dtype, name=f"project_{name}")(tokens)
             for name, (tokens, _) in prefix.items()
         ]
         real_BxP = jnp.concatenate([real for _, real in prefix.values()], axis=1)

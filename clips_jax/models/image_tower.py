@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clips_jax.config import ImageTowerConfig
-from clips_jax.models.layers import LayerNorm, Transformer
+from clips_jax.models.layers import Dense, LayerNorm, Transformer
 
 # ImageNet channel statistics, of values in 0 to 1 (recipe of clips.md; torchvision).
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -35,7 +35,7 @@ def sincos_positions(grid: int, width: int) -> np.ndarray:
 
 
 class ImageTower(nn.Module):
-    """ViT: patches -> blocks -> mean over patches -> LayerNorm -> projection."""
+    """ViT: patches -> blocks -> mean over patches -> LayerNorm -> projection (or `pool="concatenate"`)."""
 
     config: ImageTowerConfig
     joint_dim: int
@@ -59,7 +59,7 @@ class ImageTower(nn.Module):
         patches_BxNxC = images_BxHxWx3.reshape(-1, grid, size, grid, size, 3).swapaxes(2, 3)
         patches_BxNxC = patches_BxNxC.reshape(-1, grid**2, size * size * 3)
         # A convolution whose stride is its size is one matrix product over flattened patches.
-        x_BxNxD = nn.Dense(width, use_bias=False, dtype=self.dtype, name="patches")(patches_BxNxC)
+        x_BxNxD = Dense(width, use_bias=False, dtype=self.dtype, name="patches")(patches_BxNxC)
         if config.positions == "sincos2d":
             positions_NxD = jnp.asarray(sincos_positions(grid, width))
             class_position_1xD = jnp.zeros((1, width))
@@ -73,6 +73,8 @@ class ImageTower(nn.Module):
             token_Bx1xD = jnp.broadcast_to(token_1xD.astype(self.dtype)[None], (x_BxNxD.shape[0], 1, width))
             x_BxNxD = jnp.concatenate([token_Bx1xD, x_BxNxD], axis=1)
         x_BxNxD = Transformer(config.transformer, self.dtype, name="transformer")(x_BxNxD)
-        pooled_BxD = x_BxNxD[:, int(config.class_token) :].mean(axis=1)
-        pooled_BxD = LayerNorm(dtype=self.dtype, name="norm")(pooled_BxD)
-        return nn.Dense(self.joint_dim, use_bias=False, dtype=self.dtype, name="head")(pooled_BxD), x_BxNxD
+        pooled_BxD = x_BxNxD[:, int(config.class_token) :]
+        if config.pool == "mean":
+            pooled_BxD = pooled_BxD.mean(axis=1)
+        pooled_BxD = LayerNorm(dtype=self.dtype, name="norm")(pooled_BxD).reshape(len(x_BxNxD), -1)
+        return Dense(self.joint_dim, use_bias=False, dtype=self.dtype, name="head")(pooled_BxD), x_BxNxD

@@ -4,7 +4,9 @@ Legend: B batch, L sequence, D width, H heads, K head width, F hidden width of t
 """
 
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,6 +18,33 @@ LAYER_NORM_EPSILON = 1e-6  # released CLIPS weights; 1e-5 changes their text fea
 kernel_init = nn.initializers.xavier_uniform()  # as big_vision's ViT
 
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON)
+
+# Stacks up to this depth are written out instead of looped over: as quick to compile, and a third faster on CPU.
+UNROLLED_DEPTH = 4
+
+
+def dot_over_all_tokens(
+    x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None, preferred_element_type: Any = None
+) -> jax.Array:
+    """`lax.dot_general` as one plain matrix product over all tokens of the batch.
+
+    The same numbers as over (B, L, …); XLA's CPU backend is slower on the gradients of the latter.
+    """
+    (contracted, kernel_contracted), _ = dimension_numbers
+    kept = [size for axis, size in enumerate(x.shape) if axis not in contracted]
+    made = [size for axis, size in enumerate(kernel.shape) if axis not in kernel_contracted]
+    depth = math.prod(x.shape[axis] for axis in contracted)
+    flat = jnp.matmul(
+        x.reshape(-1, depth),
+        kernel.reshape(depth, -1),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    return flat.reshape(*kept, *made)
+
+
+Dense = functools.partial(nn.Dense, dot_general=dot_over_all_tokens)
+DenseGeneral = functools.partial(nn.DenseGeneral, dot_general=dot_over_all_tokens)
 
 
 class Attention(nn.Module):
@@ -35,12 +64,12 @@ class Attention(nn.Module):
 
         def project(name: str) -> jax.Array:
             shape = (self.heads, width // self.heads)
-            return nn.DenseGeneral(shape, dtype=self.dtype, kernel_init=kernel_init, name=name)(x_BxLxD)
+            return DenseGeneral(shape, dtype=self.dtype, kernel_init=kernel_init, name=name)(x_BxLxD)
 
         out_BxLxHxK = jax.nn.dot_product_attention(
             project("query"), project("key"), project("value"), mask=mask_Bx1xLxL
         )
-        return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=kernel_init, name="out")(out_BxLxHxK)
+        return DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=kernel_init, name="out")(out_BxLxHxK)
 
 
 class Mlp(nn.Module):
@@ -52,9 +81,9 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
-        x_BxLxF = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=kernel_init, name="up")(x_BxLxD)
+        x_BxLxF = Dense(self.hidden, dtype=self.dtype, kernel_init=kernel_init, name="up")(x_BxLxD)
         x_BxLxF = nn.gelu(x_BxLxF, approximate=self.gelu == "tanh")
-        return nn.Dense(x_BxLxD.shape[-1], dtype=self.dtype, kernel_init=kernel_init, name="down")(x_BxLxF)
+        return Dense(x_BxLxD.shape[-1], dtype=self.dtype, kernel_init=kernel_init, name="down")(x_BxLxF)
 
 
 class Block(nn.Module):
@@ -93,5 +122,6 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] (its type leaves out nn.broadcast)
             length=self.config.depth,
+            unroll=self.config.depth if self.config.depth <= UNROLLED_DEPTH else 1,
         )
         return stack(self.config, self.dtype, name="blocks")(x_BxLxD, mask_Bx1xLxL)[0]

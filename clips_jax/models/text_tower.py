@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clips_jax.config import TextTowerConfig
-from clips_jax.models.layers import LayerNorm, Transformer
+from clips_jax.models.layers import Dense, LayerNorm, Transformer
 
 
 class TextTower(nn.Module):
@@ -47,5 +47,5 @@ class TextTower(nn.Module):
             mask_Bx1xLxL = jnp.broadcast_to(real_BxL[:, None, None, :], (len(real_BxL), 1, length, length))
         x_BxLxD = Transformer(config.transformer, self.dtype, name="transformer")(x_BxLxD, mask_Bx1xLxL)
         x_BxLxD = LayerNorm(dtype=self.dtype, name="norm")(x_BxLxD)
-        features_BxE = nn.Dense(self.joint_dim, use_bias=False, dtype=self.dtype, name="head")(x_BxLxD[:, -1])
+        features_BxE = Dense(self.joint_dim, use_bias=False, dtype=self.dtype, name="head")(x_BxLxD[:, -1])
         return features_BxE, x_BxLxD
