@@ -41,7 +41,7 @@ class Checkpoints:
         if config is None:
             if not self.directory.exists():
                 raise FileNotFoundError(f"{self.directory} does not exist: {workdir} is not the workdir of a run.")
-            options = ocp.CheckpointManagerOptions(read_only=True)
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
         else:
             if jax.process_index() == 0:
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,12 @@ class Checkpoints:
             )
             if jax.process_count() > 1:
                 ocp.multihost.sync_global_processes("checkpoints:open")
-        self._manager = ocp.CheckpointManager(self.directory, item_names=ITEMS, options=options)
+        handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "meta": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self.directory, item_handlers=handlers, options=options)
 
     def _is_complete(self, folder: epath.Path) -> bool:
         return (folder / "_CHECKPOINT_METADATA").exists() and all((folder / item).exists() for item in ITEMS)
@@ -111,10 +116,10 @@ class Checkpoints:
 
     def restore_params(self, step: int, params: Any) -> Any:
         """Parameters only, onto the shardings of `params`; raises `CheckpointMismatch` if their shapes differ."""
-        saved = self._manager.item_metadata(step)["params"]
+        saved = self._manager.item_metadata(step)["params"].tree
         saved_shapes = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
         wanted = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-        if saved_shapes and saved_shapes != wanted:
+        if saved_shapes != wanted:
             name = sorted(name for name in saved_shapes | wanted if saved_shapes.get(name) != wanted.get(name))[0]
             raise CheckpointMismatch(
                 f"{self.path(step)}: parameter {name} has shape {saved_shapes.get(name, 'none: it is not there')}, "

@@ -117,7 +117,7 @@ def train_step(
     (loss, metrics), gradients = jax.value_and_grad(batch_loss, argnums=3, has_aux=True)(
         config, model, special, state.params, batch, state.step
     )
-    gradient_norm = optax.global_norm(gradients)
+    gradient_norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     if "logit_scale" in params:
@@ -128,7 +128,7 @@ def train_step(
     )
     metrics |= {
         "gradient_norm": gradient_norm,
-        "parameter_norm": optax.global_norm(params),
+        "parameter_norm": optax.tree.norm(params),
         "learning_rate": learning_rate_schedule(config)(state.step),
         "finite": finite.astype(jnp.float32),
     }
