@@ -16,7 +16,7 @@ from configs import recipe
 
 STAGES = (
     recipe.Stage(112, 32_768, 2_560_000_000, 1.024e-3, 25_600_000),
-    recipe.Stage(224, 16_384, 128_000_000, 2.56e-5, 2_560_000),  # assumption: the whole row, see clips.md "(m)"
+    recipe.Stage(224, 16_384, 128_000_000, 2.56e-5, 2_560_000),  # assumption: the whole row
 )
 
 

@@ -40,7 +40,7 @@ def model(
 
 
 def views(method: str, alt_length: int, recap_length: int) -> ConfigDict:
-    """Text views of a method, by clips.md's table of the family.
+    """Text views of a method, as the family of methods (docs/decisions.md) defines them.
 
     "clips": AltText, and one random sentence of the recaption. "clip": AltText. "recap_mix": one text, the AltText with
     probability 0.8, else the recaption. Lengths include the three special tokens.

@@ -1,6 +1,6 @@
 """The full-size recipe: what `clips_b16` and `clips_l14` have in common.
 
-Numbers without a comment are from clips.md's tables (CLIPS, OpenVision configs); "assumption" marks the rest.
+Numbers without a comment are from the paper and the released configs (docs/method.md); "assumption" marks the rest.
 """
 
 import dataclasses

@@ -151,9 +151,8 @@ def test_rematerialisation_changes_no_gradient(remat):
     small.assert_trees_close(gradient("none"), gradient(remat), rtol=1e-4, atol=1e-6)
 
 
-# Parameters of the two towers of the released L/14 at 224 px: interop.md; the fixed image positions (257 x 1024) are no
-# parameter here.
-RELEASED = {"L": 414_247_425 - 257 * 1024}
+# Both towers of the released L/14 at 224 px, by its model code; the fixed positions (257 x 1024) are no parameter here.
+RELEASED_L14 = 414_247_425 - 257 * 1024
 
 
 @pytest.mark.parametrize("module", [clips_b16, clips_l14])
@@ -163,13 +162,13 @@ def test_full_size_shapes(module):
     shapes = jax.eval_shape(lambda key: init_params(config, model, key), jax.random.key(0))
     count = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in shapes.items()}
     if module is clips_l14:
-        assert count["image"] + count["text"] + count["logit_scale"] == RELEASED["L"]
+        assert count["image"] + count["text"] + count["logit_scale"] == RELEASED_L14
     assert shapes["captioner"]["head"].shape[1] == 32_000
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))
 
 
 def test_sizes_match_the_table():
-    table = {  # clips.md, "Towers": image width, depth, heads; text width, depth, heads; joint width
+    table = {  # docs/method.md: image width, depth, heads; text width, depth, heads; joint width
         "Ti": (192, 12, 3, 192, 12, 3, 192),
         "S": (384, 12, 6, 384, 12, 6, 384),
         "B": (768, 12, 12, 512, 12, 8, 512),

@@ -114,7 +114,7 @@ def test_a_finished_run_started_again_changes_nothing(uninterrupted, emoji_data_
 
 def test_evaluate_on_other_devices_gives_the_same_results(uninterrupted, tmp_path):
     workdir, _ = uninterrupted
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=3"}
     arguments = ["--workdir", str(workdir), "--output", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "clips_jax.evaluate", *arguments], capture_output=True, text=True, env=environment

@@ -11,7 +11,7 @@ import numpy as np
 from clips_jax.config import ImageTowerConfig
 from clips_jax.models.layers import Dense, LayerNorm, Transformer
 
-# ImageNet channel statistics, of values in 0 to 1 (recipe of clips.md; torchvision).
+# ImageNet channel statistics, of values in 0 to 1 (the recipe; torchvision).
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 

@@ -1,4 +1,4 @@
-"""Widths and depths by name. Sources: clips.md's table of the released configs (Ti to H); micro sizes are ours."""
+"""Widths and depths by name, from the released configs (table in docs/method.md); nano and micro are ours."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ def _stack(width: int, depth: int, heads: int, mlp_dim: int | None = None, gelu:
     return TransformerConfig(width, depth, heads, mlp_dim or 4 * width, gelu)  # type: ignore[arg-type]
 
 
-# The released weights use exact GELU in the image tower and tanh in the text tower (interop.md).
+# The released weights use exact GELU in the image tower and tanh in the text tower.
 SIZES = {
     # Micro sizes for the built-in data on a CPU: chosen by measuring, see docs/experiments.md.
     "nano": Size(_stack(32, 2, 2, gelu="exact"), _stack(32, 1, 2), _stack(32, 1, 2), 32),
