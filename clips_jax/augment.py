@@ -8,6 +8,7 @@ Legend: B batch, H/W image height/width.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clips_jax.config import DataConfig
 from clips_jax.models.image_tower import normalize
@@ -26,8 +27,8 @@ def _rotate_hue(image_HxWx3: jax.Array, turns: jax.Array) -> jax.Array:
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     zero, one = jnp.zeros(()), jnp.ones(())
     rotation_3x3 = jnp.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos]).reshape(3, 3)
-    to_yiq_3x3 = jnp.array(RGB_TO_YIQ)
-    matrix_3x3 = jnp.linalg.inv(to_yiq_3x3) @ rotation_3x3 @ to_yiq_3x3
+    to_yiq_3x3, to_rgb_3x3 = jnp.array(RGB_TO_YIQ), jnp.array(np.linalg.inv(RGB_TO_YIQ), jnp.float32)
+    matrix_3x3 = jnp.linalg.multi_dot([to_rgb_3x3, rotation_3x3, to_yiq_3x3], precision="highest")
     return jnp.einsum("hwc,dc->hwd", image_HxWx3, matrix_3x3, precision="highest")
 
 

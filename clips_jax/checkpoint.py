@@ -16,7 +16,17 @@ from clips_jax.config import CheckpointConfig
 from clips_jax.train_step import TrainState
 
 ITEMS = ("params", "optimizer", "meta")
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "sentencepiece",
+    "numpy",
+)
 
 
 class CheckpointMismatch(ValueError):
@@ -146,3 +156,36 @@ def check_tokenizer(saved: dict[str, Any], current: dict[str, Any], path: Any) -
                 f"{path}: trained with tokenizer {key} = {saved.get(key)!r}, but here it is {current.get(key)!r}. "
                 "Set tokenizer.path (or data.data_dir) to the one it was trained with, or start a new workdir."
             )
+
+
+# Keys that do not decide what is computed, so a resumed run may change them.
+FREE_KEYS = (
+    "mesh.",
+    "data.data_dir",
+    "data.workers",
+    "data.threads",
+    "data.prefetch",
+    "tokenizer.path",  # what lies there is checked by its hash
+    "log_every_steps",
+    "checkpoint.",
+    "evaluation.",
+    "init_from",
+)
+
+
+def check_config(saved: dict[str, Any], current: dict[str, Any], path: Any) -> None:
+    """Raises `CheckpointMismatch`, listing the keys, if a checkpoint belongs to a run with another config."""
+    old, new = _flat(saved), _flat(current)
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)]
+    if changed:
+        lines = "".join(f"\n  {key}: {old.get(key, 'not there')} -> {new.get(key, 'not there')}" for key in changed)
+        raise CheckpointMismatch(
+            f"{path} belongs to a run with another config:{lines}\n"
+            "Use a new workdir; init_from takes over the parameters."
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("."): tree}
+    return {key: value for name, item in tree.items() for key, value in _flat(item, f"{prefix}{name}.").items()}

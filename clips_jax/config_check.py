@@ -1,27 +1,58 @@
 """Checks on a config that run before anything compiles; each error names the key and says what would be right."""
 
+import functools
+
 from clips_jax.config import Config, ConfigError, DataConfig, ModelConfig
 from clips_jax.data.tokenizer import SPECIALS_PER_SEQUENCE
+
+# The smallest value of each number that has one.
+SMALLEST = {
+    "batch_size": 1,
+    "log_every_steps": 1,
+    "seed": 0,
+    "checkpoint.every_steps": 1,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_every_steps": 0,
+    "evaluation.every_steps": 0,
+    "evaluation.batch_size": 1,
+    "model.joint_dim": 1,
+    "model.image.image_size": 1,
+    "model.image.patch_size": 1,
+    "model.text.vocab_size": 1,
+    "optimizer.learning_rate": 0,
+    "optimizer.warmup_samples": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.clip_norm": 0,
+    "objective.scale_init": 1e-6,
+    "data.jitter": 0,
+    "data.threads": 1,
+    "data.workers": 0,
+    "data.prefetch": 1,
+    **{
+        f"model.{tower}.transformer.{key}": 1
+        for tower in ("image", "text")
+        for key in ("width", "depth", "heads", "mlp_dim")
+    },
+}
 
 
 def check(config: Config) -> None:
     """Checks that hold on any number of devices; `check_mesh` adds those that depend on it."""
-    if config.batch_size < 1 or config.total_steps < 1:
+    for key, smallest in SMALLEST.items():
+        value = functools.reduce(getattr, key.split("."), config)
+        if not value >= smallest:  # also refuses NaN
+            raise ConfigError(f"{key}: {value}; use {smallest} or more.")
+    if config.total_steps < 1:
         raise ConfigError(
             f"total_samples: {config.total_samples} is less than one batch (batch_size {config.batch_size}); "
             "it counts samples, not steps."
         )
-    for name, every in (
-        ("log_every_steps", config.log_every_steps),
-        ("checkpoint.every_steps", config.checkpoint.every_steps),
-    ):
-        if every < 1:
-            raise ConfigError(f"{name}: {every} is not an interval; use 1 or more.")
     _check_model(config.model)
     _check_data(config.data)
     _check_views(config)
     _check_captioner(config)
-    if config.optimizer.warmup_samples >= config.total_samples:
+    _check_evaluation(config)
+    if config.optimizer.warmup_samples // config.batch_size >= config.total_steps:
         raise ConfigError(
             f"optimizer.warmup_samples: {config.optimizer.warmup_samples} is not below total_samples "
             f"({config.total_samples}), so the learning rate would never reach its peak."
@@ -54,8 +85,6 @@ def _check_model(model: ModelConfig) -> None:
     for path, stack in stacks.items():
         if stack.width % stack.heads:
             raise ConfigError(f"{path}.transformer.heads: {stack.heads} does not divide width {stack.width}.")
-        if stack.depth < 1:
-            raise ConfigError(f"{path}.transformer.depth: {stack.depth}; use 1 or more.")
     image = model.image
     if image.image_size % image.patch_size:
         down = image.image_size // image.patch_size * image.patch_size
@@ -79,8 +108,6 @@ def _check_data(data: DataConfig) -> None:
     for key in ("jitter_probability", "grayscale_probability", "max_bad_fraction"):
         if not 0 <= getattr(data, key) <= 1:
             raise ConfigError(f"data.{key}: {getattr(data, key)} is not within 0 to 1.")
-    if data.threads < 1 or data.workers < 0 or data.prefetch < 1:
-        raise ConfigError("data: threads and prefetch must be 1 or more, workers 0 or more.")
 
 
 def _check_views(config: Config) -> None:
@@ -95,6 +122,13 @@ def _check_views(config: Config) -> None:
         total = sum(view.sources.values())
         if abs(total - 1) > 1e-6 or min(view.sources.values()) < 0:
             raise ConfigError(f"{path}.sources: the probabilities sum to {total}, not 1.")
+        if name == "image":
+            raise ConfigError(f"{path}: a view cannot be called image; the captioner's picture is.")
+        if not config.model.text.mask_padding and view.length != longest:
+            raise ConfigError(
+                f"{path}.length: {view.length}, but without model.text.mask_padding padding is part of the text, so "
+                f"every view must be model.text.length = {longest} long."
+            )
         if view.length > longest:
             raise ConfigError(f"{path}.length: {view.length} does not fit model.text.length {longest}.")
         if not 1 <= view.tokens_kept <= view.length - SPECIALS_PER_SEQUENCE:
@@ -119,11 +153,11 @@ def _check_captioner(config: Config) -> None:
         raise ConfigError(
             f"model.captioner.target: {captioner.target!r} is not a text; data.texts has {sorted(config.data.texts)}."
         )
-    if captioner.target_length < 2 or text.length < captioner.target_length - 1:
+    if captioner.target_length < 2 or text.length < captioner.target_length:
+        # With fewer tokens shipped, a text that was cut could not be told from one that ends, and would get an EOS.
         raise ConfigError(
-            f"model.captioner.target_length: {captioner.target_length} positions hold {captioner.target_length - 1} "
-            f"tokens and EOS, but data.texts.{captioner.target}.length is {text.length}; "
-            f"use at most {text.length + 1}."
+            f"model.captioner.target_length: {captioner.target_length} is more than "
+            f"data.texts.{captioner.target}.length = {text.length}; use at most that, and at least 2."
         )
     if captioner.every < 1:
         raise ConfigError(f"model.captioner.every: {captioner.every}; use 1 or more.")
@@ -133,3 +167,13 @@ def _check_captioner(config: Config) -> None:
             raise ConfigError(f"model.captioner.condition_on: {name!r} is not one of {sorted(known)}.")
     if "image" not in captioner.condition_on:
         raise ConfigError("model.captioner.condition_on: 'image' must be among them.")
+
+
+def _check_evaluation(config: Config) -> None:
+    evaluation = config.evaluation
+    if not config.objective.views and (evaluation.retrieval or evaluation.classification):
+        raise ConfigError("evaluation: retrieval and classification need a text tower, and objective.views is empty.")
+    for name, part in evaluation.classification.items():
+        wrong = [template for template in part.templates if template.count("{}") != 1]
+        if wrong or not part.templates:
+            raise ConfigError(f"evaluation.classification.{name}.templates: {wrong[:1]} must hold one {{}} each.")

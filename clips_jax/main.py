@@ -9,8 +9,8 @@ A config is a Python file; what follows a colon are its arguments, `--config.a.b
   python -m clips_jax.main --config configs/clips_b16.py:stage=2 --config.init_from=gs://…/stage1 --workdir gs://…/stage2
 
 The same command again resumes from the newest checkpoint in the workdir. The workdir receives `config.json`,
-`checkpoints/`, `metrics.jsonl`, `tensorboard/`, `results.json` and `report.html`. `--print_config` shows the resolved
-config and stops. Each config's docstring says what it trains, how long it takes and what to expect.
+`checkpoints/`, `metrics.jsonl`, `tensorboard/`, `train.log`, `results.json` and `report.html`. `--print_config` shows
+every key of the resolved config and stops. Each config's docstring says what it trains and what to expect.
 """
 
 import json
@@ -31,6 +31,7 @@ from clips_jax.checkpoint import CheckpointMismatch
 from clips_jax.config import ConfigError, to_dict
 from clips_jax.config_check import check_mesh
 from clips_jax.config_parse import from_config_dict
+from clips_jax.sharding import join_processes
 from clips_jax.train import NonFiniteError, train
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -63,17 +64,6 @@ def log_to_file(workdir: str) -> None:
             logging.get_absl_logger().addHandler(to_file)
 
 
-def initialize_distributed() -> None:
-    """Joins the run's other processes; must come before anything touches a device."""
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read on CPU only
-    if "JAX_NUM_PROCESSES" in os.environ:
-        jax.distributed.initialize(
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
-        )
-    else:
-        jax.distributed.initialize()
-
-
 def main(argv: list[str]) -> None:
     """Reads the flags, checks the config, trains."""
     if len(argv) > 1:
@@ -92,7 +82,7 @@ def main(argv: list[str]) -> None:
         if not WORKDIR.value:
             raise app.UsageError("--workdir is missing: the folder that receives checkpoints, metrics and the report.")
         if DISTRIBUTED.value:
-            initialize_distributed()
+            join_processes()
         check_mesh(config, jax.device_count())
         log_to_file(WORKDIR.value)
         train(config, WORKDIR.value)

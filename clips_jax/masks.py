@@ -2,7 +2,7 @@
 
 A reduction keeps at most `budget` of a text's tokens, in their order, and moves them to the front. All four are pure
 functions of one example's (tokens, sentence ids, key) with static shapes; `make_view` vmaps them over a batch. They
-use comparisons and sums instead of gathers and scatters, which compile poorly on a sharded batch.
+use comparisons, sorts and sums: gathers and scatters compile poorly on a sharded batch.
 
 Legend: B batch, S tokens shipped, K budget, L length of the sequence with its special tokens, P prefix, T targets.
 """

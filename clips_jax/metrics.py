@@ -121,7 +121,7 @@ class Speed:
         if step > self._step:
             self.seconds_per_step = (now - self._time) / (step - self._step)
         self._step, self._time = step, now
-        return self._batch_size / self.seconds_per_step
+        return self._batch_size / self.seconds_per_step  # NaN until two steps are apart
 
     def resume(self, step: int) -> None:
         """Starts anew after a pause."""

@@ -3,11 +3,13 @@
 Axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `tensor` splits heads and hidden units.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clips_jax.config import Config, ConfigError
@@ -37,11 +39,26 @@ RULES = (
 )
 
 
+def join_processes() -> None:
+    """Joins the run's other processes; must come before anything touches a device.
+
+    On TPU pods, SLURM and GKE JAX finds them; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
+    say where they are.
+    """
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read on CPU only
+    if "JAX_NUM_PROCESSES" in os.environ:
+        jax.distributed.initialize(
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
+        )
+    else:
+        jax.distributed.initialize()
+
+
 def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a config over all devices (or these); raises `ConfigError` if they or the batch do not fit."""
     devices = devices if devices is not None else jax.devices()
     sizes = check_mesh(config, len(devices))
-    return Mesh(np.array(devices).reshape(tuple(sizes.values())), tuple(sizes))
+    return Mesh(mesh_utils.create_device_mesh(tuple(sizes.values()), devices), tuple(sizes))
 
 
 def parameter_shardings(shapes: Any, mesh: Mesh) -> Any:

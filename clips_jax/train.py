@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,12 +13,13 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from clips_jax.checkpoint import Checkpoints, check_tokenizer
+from clips_jax.batch import Batch
+from clips_jax.checkpoint import Checkpoints, check_config, check_tokenizer
 from clips_jax.config import Config, to_dict
 from clips_jax.data.pipeline import train_batches
 from clips_jax.encode import Encoder
 from clips_jax.evaluators.results import flatten, results_table, write_results
-from clips_jax.evaluators.run import evaluate_all, evaluator_names, headline
+from clips_jax.evaluators.run import check_evaluators, evaluate_all, evaluator_names, headline
 from clips_jax.evaluators.split import Splits
 from clips_jax.metrics import MetricWriter, Speed, progress_line
 from clips_jax.program import Program, make_program, replicated
@@ -33,7 +35,8 @@ class NonFiniteError(RuntimeError):
 def train(config: Config, workdir: str) -> dict[str, dict[str, float]]:
     """Trains to the end, from the newest checkpoint if there is one; returns the final results.
 
-    Leaves in `workdir`: `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `results.json`, `report.html`.
+    Leaves in `workdir`: `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `results.json` and
+    `report.html`; `main` adds `train.log`.
 
     Raises:
       ConfigError, CheckpointMismatch: before anything compiles.
@@ -41,36 +44,42 @@ def train(config: Config, workdir: str) -> dict[str, dict[str, float]]:
     """
     program = make_program(config)
     checkpoints = Checkpoints(workdir, config.checkpoint)
-    state, counters = _first_state(program, checkpoints)
-    first_step = int(state.step)
-    _say(f"{program.mesh.size} devices {dict(program.mesh.shape)}, {_count(state.params):,} parameters")
-    if first_step:
-        _say(f"resuming from {checkpoints.path(first_step)}")
-    if jax.process_index() == 0:
-        (epath.Path(workdir) / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
     with contextlib.closing(checkpoints):
-        loop = _Loop(program, checkpoints, workdir, first_step, counters)
-        with contextlib.closing(loop.writer):
-            return loop.evaluate(loop.run(state))
+        step = checkpoints.latest_step()
+        if step is not None:
+            meta = checkpoints.meta(step)
+            check_config(meta["config"], to_dict(config), checkpoints.path(step))
+            check_tokenizer(meta["tokenizer"], program.tokenizer_identity(), checkpoints.path(step))
+        first_params = _handed_over(program) if step is None and config.init_from else None
+        check_evaluators(config)
+        rows = process_rows(program.mesh, config.batch_size)
+        batches = train_batches(config, rows, step or 0, config.total_steps)
+        # What can be wrong with config, data and workdir has been found by now; from here on things compile.
+        if step is not None:
+            state, counters = checkpoints.restore(step, program.state_shapes), meta["counters"]
+            _say(f"resuming from {checkpoints.path(step)}")
+        else:
+            state, counters = program.initial_state(), {"bad_records": 0}
+            state = TrainState(state.step, first_params or state.params, state.opt_state)
+        _say(f"{program.mesh.size} devices {dict(program.mesh.shape)}, {_count(state.params):,} parameters")
+        if jax.process_index() == 0:
+            (epath.Path(workdir) / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+        loop = _Loop(program, checkpoints, workdir, step or 0, counters)
+        with contextlib.closing(loop.writer), contextlib.closing(batches):
+            return loop.evaluate(loop.run(state, batches))
 
 
-def _first_state(program: Program, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, int]]:
-    """The newest checkpoint's state and counters; else fresh ones, with parameters of `init_from` if it is set."""
-    step = checkpoints.latest_step()
-    if step is not None:
-        meta = checkpoints.meta(step)
-        check_tokenizer(meta["tokenizer"], program.tokenizer_identity(), checkpoints.path(step))
-        return checkpoints.restore(step, program.state_shapes), meta["counters"]
-    state = program.initial_state()
-    if program.config.init_from:
-        source = Checkpoints(program.config.init_from)
+def _handed_over(program: Program) -> Any:
+    """Parameters of the newest checkpoint of `init_from`; the tokenizer must be the same, its lengths need not."""
+    source = Checkpoints(program.config.init_from)
+    with contextlib.closing(source):
         step = source.latest_step()
         if step is None:
             raise FileNotFoundError(f"init_from: no complete checkpoint in {source.directory}.")
-        params = source.restore_params(step, program.state_shapes.params)
-        state = TrainState(state.step, params, state.opt_state)
+        saved = {k: v for k, v in source.meta(step)["tokenizer"].items() if not k.startswith("length/")}
+        check_tokenizer(saved, program.tokenizer.identity(), source.path(step))
         _say(f"parameters from {source.path(step)}, fresh optimizer")
-    return state, {"bad_records": 0}
+        return source.restore_params(step, program.state_shapes.params)
 
 
 class _Loop:
@@ -88,8 +97,8 @@ class _Loop:
         self.splits = Splits(self.config, self.encoder)  # opened once, embedded anew at each evaluation
         self.last_saved = first_step if checkpoints.latest_step() == first_step else None
 
-    def run(self, state: TrainState) -> TrainState:
-        """All remaining steps."""
+    def run(self, state: TrainState, batches: Iterator[tuple[Batch, dict[str, int]]]) -> TrainState:
+        """All remaining steps; `batches` are theirs."""
         config, mesh, total = self.config, self.program.mesh, self.config.total_steps
         step_function = jax.jit(
             functools.partial(
@@ -99,29 +108,26 @@ class _Loop:
             out_shardings=(self.program.shardings, replicated(mesh)),
         )
         first = int(state.step)
-        batches = train_batches(config, process_rows(mesh, config.batch_size), first, total)
-        unread: tuple[int, Any] | None = None  # a step's metrics, read once the next step is dispatched
-        with contextlib.closing(batches):
-            for step in range(first + 1, total + 1):
-                batch, stats = next(batches)
-                self.bad_records_here += stats["bad_records"]
-                state, metrics = step_function(state, to_devices(batch, mesh, config.batch_size))
-                if unread:
-                    self.read(*unread)
-                unread = (step, metrics)
-                if step == first + 1:
-                    jax.block_until_ready(metrics)  # compiled: the speed counts from here
-                    self.speed.resume(step)
-                self.checkpoints.check()
-                saves = step == total or step % config.checkpoint.every_steps == 0
-                if saves or self.evaluates(step):
-                    self.read(*unread)
-                    unread = None
-                    if self.evaluates(step):
-                        self.evaluate_during(step, state)
-                    if saves:
-                        self.save(step, state)
-                    self.speed.resume(step)
+        unread: tuple[int, Any, int] | None = None  # a step's metrics, read once the next step is dispatched
+        for step in range(first + 1, total + 1):
+            batch, stats = next(batches)
+            state, metrics = step_function(state, to_devices(batch, mesh, config.batch_size))
+            if unread:
+                self.read(*unread)
+            unread = (step, metrics, stats["bad_records"])
+            if step == first + 1:
+                jax.block_until_ready(metrics)  # compiled: the speed counts from here
+                self.speed.resume(step)
+            self.checkpoints.check()
+            saves = step == total or step % config.checkpoint.every_steps == 0
+            if saves or self.evaluates(step):
+                self.read(*unread)
+                unread = None
+                if self.evaluates(step):
+                    self.evaluate_during(step, state)
+                if saves:
+                    self.save(step, state)
+                self.speed.resume(step)
         return state
 
     def evaluates(self, step: int) -> bool:
@@ -129,22 +135,24 @@ class _Loop:
         every = self.config.evaluation.every_steps
         return bool(every) and step % every == 0 and step < self.config.total_steps
 
-    def read(self, step: int, device_metrics: Any) -> None:
+    def read(self, step: int, device_metrics: Any, bad_records: int) -> None:
         """Metrics of one step: checked always, logged at the interval, at evaluations and at the end.
 
         Raises:
           NonFiniteError: with the step, the loss parts and the last good checkpoint. The update was not applied.
         """
         metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+        self.bad_records_here += bad_records
         total = self.config.total_steps
         if not metrics.pop("finite"):
             self.writer.write(step, metrics)
-            parts = (f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("loss") or k == "gradient_norm")
-            last = self.checkpoints.path(self.last_saved) if self.last_saved is not None else "none yet"
+            parts = (f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith(("loss", "gradient_norm")))
+            # Parameters are proven good by the step after them: a checkpoint of the step before this one is suspect.
+            good = [saved for saved in self.checkpoints.steps() if saved < step - 1]
             raise NonFiniteError(
-                f"step {step}: the loss or a gradient is not finite ({', '.join(parts)}). The update was not applied. "
-                f"Last good checkpoint: {last}. Try a lower optimizer.learning_rate, a longer "
-                "optimizer.warmup_samples, or optimizer.clip_norm=1."
+                f"step {step}: the loss, a gradient or a parameter is not finite ({', '.join(parts)}). The update was "
+                f"not applied. Last good checkpoint: {self.checkpoints.path(good[-1]) if good else 'none yet'}. Try a "
+                "lower optimizer.learning_rate, a longer optimizer.warmup_samples, or optimizer.clip_norm=1."
             )
         if step % self.config.log_every_steps == 0 or step == total or self.evaluates(step):
             metrics["samples_seen"] = step * self.config.batch_size

@@ -30,11 +30,6 @@ class TrainState:
     opt_state: Any
 
 
-def make_model(config: Config, special: SpecialTokens) -> Clips:
-    """The model of a config."""
-    return Clips(config.model, config.objective, special.bos)
-
-
 def init_params(config: Config, model: Clips, key: jax.Array) -> Any:
     """Fresh float32 parameters."""
     captioner, size = config.model.captioner, config.model.image.image_size
@@ -107,8 +102,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update.
 
-    If the loss or a gradient is not finite, parameters and optimizer state stay as they were and the metric
-    "finite" is 0: the state is never poisoned, and the loop stops the run.
+    If the loss, a gradient or an updated parameter is not finite, parameters and optimizer state stay as they were and
+    the metric "finite" is 0: the state is never poisoned, and the loop stops the run.
 
     Returns:
       the next state; float32 () metrics: the loss parts, "gradient_norm", "parameter_norm", "learning_rate",
@@ -122,7 +117,7 @@ def train_step(
     params: Any = optax.apply_updates(state.params, updates)
     if "logit_scale" in params:
         params["logit_scale"] = jnp.minimum(params["logit_scale"], jnp.log(config.objective.scale_max))
-    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(optax.tree.norm(params))
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
     )

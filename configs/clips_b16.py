@@ -5,7 +5,7 @@
         --config.init_from=WORKDIR/stage1 --config.data.dataset=NAME
 
 Reported by the paper: COCO R@1 68.8 / 48.2, Flickr30k 92.5 / 75.3 (image to text / text to image). Not measured here.
-`configs/clips_b16.py:smoke=True` runs the same structure at a tiny size on the built-in data, in under a minute.
+`configs/clips_b16.py:smoke=True` runs the same stage at a tiny size on the built-in data, in under a minute.
 `released_format=True` builds the exact architecture of the released weights.
 """
 
@@ -23,6 +23,5 @@ STAGES = (
 def get_config(arguments: str | None = None) -> ConfigDict:
     """The config; see the module's docstring for the arguments."""
     arg = parse_arguments(arguments, stage=1, smoke=False, released_format=False)
-    if arg.smoke:
-        return recipe.smoke()
-    return recipe.full_size("B", 16, STAGES, arg.stage, arg.released_format)
+    config = recipe.full_size("B", 16, STAGES, arg.stage, arg.released_format)
+    return recipe.smoke(config) if arg.smoke else config

@@ -5,7 +5,7 @@
         --config.init_from=WORKDIR/stage1 --config.data.dataset=NAME
 
 Reported by the paper: ImageNet zero-shot 78.5, COCO R@1 75.5 / 55.6, Flickr30k 96.5 / 82.3. Not measured here.
-`configs/clips_l14.py:smoke=True` runs the same structure at a tiny size on the built-in data, in under a minute.
+`configs/clips_l14.py:smoke=True` runs the same stage at a tiny size on the built-in data, in under a minute.
 `released_format=True` builds the exact architecture of the released weights.
 """
 
@@ -24,6 +24,5 @@ STAGES = (
 def get_config(arguments: str | None = None) -> ConfigDict:
     """The config; see the module's docstring for the arguments."""
     arg = parse_arguments(arguments, stage=1, smoke=False, released_format=False)
-    if arg.smoke:
-        return recipe.smoke()
-    return recipe.full_size("L", 14, STAGES, arg.stage, arg.released_format)
+    config = recipe.full_size("L", 14, STAGES, arg.stage, arg.released_format)
+    return recipe.smoke(config) if arg.smoke else config

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from grain.experimental import index_shuffle
 
-from clips_jax.config import Config, DataConfig
+from clips_jax.config import Config, ConfigError, DataConfig
 from clips_jax.data.images import BadImage, decode_resized_crop
 from clips_jax.data.tokenizer import SentencePieceTokenizer
 from clips_jax.data.triples import IMAGE, BadRecord, Records, texts_of, tokenizer_path
@@ -159,7 +159,7 @@ def train_batches(
       an iterator over (batch of NumPy arrays with R rows, {"bad_records": number replaced among them}).
 
     Raises:
-      FileNotFoundError, ValueError: at once, if the data set or tokenizer is missing or does not fit the config.
+      FileNotFoundError, ConfigError: at once, if the data set or tokenizer is missing or does not fit the config.
       RuntimeError: from the iterator, if more than `config.data.max_bad_fraction` of a batch's records are bad.
     """
     rows = np.asarray(rows)
@@ -197,10 +197,10 @@ def _iterate(batches: grain.IterDataset) -> Generator[tuple["Batch", dict[str, i
 
 def _check_features(data: DataConfig, records: Records) -> None:
     if len(records) == 0:
-        raise ValueError(f"data.split: {data.split!r} of {data.dataset} has no records.")
+        raise ConfigError(f"data.split: {data.split!r} of {data.dataset} has no records.")
     if IMAGE not in records.features:
-        raise ValueError(f"data.dataset: {data.dataset} has no feature {IMAGE!r}, only {list(records.features)}.")
+        raise ConfigError(f"data.dataset: {data.dataset} has no feature {IMAGE!r}, only {list(records.features)}.")
     for name in data.texts:
         if name not in records.text_features:
             known = ", ".join(records.text_features)
-            raise ValueError(f"data.texts.{name}: {data.dataset} has no such text; it has {known}.")
+            raise ConfigError(f"data.texts.{name}: {data.dataset} has no such text; it has {known}.")

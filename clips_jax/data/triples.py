@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clips_jax.config import DataConfig, TextConfig, TokenizerConfig
+from clips_jax.config import ConfigError, DataConfig, TextConfig, TokenizerConfig
 
 IMAGE = "image"
 _BUILT_IN = "emoji"
@@ -82,10 +82,13 @@ class Records:
     """
 
     def __init__(self, dataset: str, split: str, data_dir: str = ""):
-        """Opens a split, such as "train[:90%]". Raises as `open_builder`; `ValueError` if there is no such split."""
+        """Opens a split, such as "train[:90%]". Raises as `open_builder`; `ConfigError` if there is no such split."""
         self._folder = str(open_builder(dataset, data_dir).data_dir)
         self._split = split
-        self._open()
+        try:
+            self._open()
+        except ValueError as error:
+            raise ConfigError(f"split {split!r} of data set {dataset}: {error}") from error
 
     def _open(self) -> None:
         import tensorflow_datasets as tfds

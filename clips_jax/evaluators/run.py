@@ -2,7 +2,8 @@
 
 from collections.abc import Collection
 
-from clips_jax.config import Config
+from clips_jax.config import Config, ConfigError
+from clips_jax.data.triples import Records
 from clips_jax.evaluators import Encoder, captioning, classification, pixel_baseline, retrieval
 from clips_jax.evaluators.split import Splits
 
@@ -27,6 +28,24 @@ def evaluator_names(config: Config) -> list[str]:
     ]
 
 
+def check_evaluators(config: Config) -> None:
+    """Opens the data of every evaluator; raises `ConfigError` or `FileNotFoundError` for what it lacks.
+
+    A mistyped feature is then an error before training, not after it.
+    """
+    evaluation = config.evaluation
+    for kind in ("retrieval", "classification", "caption_loss"):
+        for name, part in getattr(evaluation, kind).items():
+            wanted = {key: getattr(part, key, "") for key in ("text", "label", "leave_out")}
+            records = Records(part.dataset or config.data.dataset, part.split, part.data_dir or config.data.data_dir)
+            for key, feature in wanted.items():
+                if feature and feature not in records.features:
+                    raise ConfigError(
+                        f"evaluation.{kind}.{name}.{key}: {feature!r} is not a feature; "
+                        f"there are {', '.join(sorted(records.features))}."
+                    )
+
+
 def evaluate_all(
     config: Config, encoder: Encoder, only: Collection[str] | None = None, splits: Splits | None = None
 ) -> Results:
@@ -43,12 +62,12 @@ def evaluate_all(
         are reused, embeddings are made anew, for the parameters may have changed.
 
     Raises:
-      ValueError: a name in `only` that the config does not have, or a split without usable records.
+      ConfigError: a name in `only` that the config does not have, or a split without usable records.
     """
     names = evaluator_names(config)
     unknown = sorted(set(only or ()) - set(names))
     if unknown:
-        raise ValueError(f"no evaluator {unknown[0]!r}; the config has {names}.")
+        raise ConfigError(f"no evaluator {unknown[0]!r}; the config has {names}.")
     splits = splits or Splits(config, encoder)
     splits.forget_embeddings()
     return {name: _evaluate(name, config, encoder, splits) for name in names if only is None or name in only}

@@ -23,7 +23,7 @@ def _stack(width: int, depth: int, heads: int, mlp_dim: int | None = None, gelu:
 SIZES = {
     # Micro sizes for the built-in data on a CPU: chosen by measuring, see docs/experiments.md.
     "nano": Size(_stack(32, 2, 2, gelu="exact"), _stack(32, 1, 2), _stack(32, 1, 2), 32),
-    "micro": Size(_stack(96, 3, 3, gelu="exact"), _stack(96, 1, 3), _stack(96, 1, 3), 128),
+    "micro": Size(_stack(96, 1, 3, gelu="exact"), _stack(96, 1, 3), _stack(96, 1, 3), 128),
     "Ti": Size(_stack(192, 12, 3, 768, "exact"), _stack(192, 12, 3), _stack(192, 12, 3), 192),
     "S": Size(_stack(384, 12, 6, 1536, "exact"), _stack(384, 12, 6), _stack(384, 12, 6), 384),
     "B": Size(_stack(768, 12, 12, 3072, "exact"), _stack(512, 12, 8), _stack(512, 12, 8), 512),

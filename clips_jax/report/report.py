@@ -6,7 +6,6 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import jinja2
 import numpy as np
 from etils import epath
 
+from clips_jax.checkpoint import versions
 from clips_jax.config import Config, to_dict
 from clips_jax.evaluators import Encoder
 from clips_jax.evaluators.results import DIRECTIONS, bad_images, tables, write_atomically
@@ -24,22 +24,6 @@ from clips_jax.metrics import read_metrics
 from clips_jax.report.examples import TOP, Examples, collect_examples
 from clips_jax.report.plots import Chart, Series, line_chart, number
 
-_PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "tensorflow-datasets",
-    "array-record",
-    "sentencepiece",
-    "ml-collections",
-    "clu",
-    "numpy",
-    "pillow",
-    "opencv-python-headless",
-)
 _ARROWS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 
@@ -111,7 +95,7 @@ def write_report(
         examples=examples,
         top=TOP,
         config=json.dumps(to_dict(config), indent=2),
-        versions=_versions(),
+        versions=[("python", platform.python_version()), *versions().items()],
     )
     write_atomically(path, html)
     return path
@@ -222,14 +206,3 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
-
-
-def _versions() -> list[tuple[str, str]]:
-    """Versions of Python and of the installed packages that a run depends on."""
-    found = [("python", platform.python_version())]
-    for package in _PACKAGES:
-        try:
-            found.append((package, metadata.version(package)))
-        except metadata.PackageNotFoundError:
-            continue
-    return found
