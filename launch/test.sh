@@ -7,4 +7,4 @@ source launch/environment.sh requirements.txt tests/requirements.txt
 .venv/bin/ruff format --check .
 .venv/bin/shellcheck launch/*.sh .ci/run
 .venv/bin/basedpyright --pythonpath .venv/bin/python
-exec .venv/bin/python -m pytest -q --durations=15 "$@"
+exec .venv/bin/python -m pytest -q -n 2 --dist loadfile --durations=15 "$@"

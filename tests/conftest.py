@@ -3,12 +3,14 @@
 import os
 import tempfile
 
+# Set in the first process; worker processes and those that tests start inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
-# Processes that tests start compile the same programs again and again.
+# The same tiny programs are compiled in many processes, and computing with them takes no time.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="clips_jax_compiled_"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# The built-in data is built once (half a minute), or once for all in a folder of yours.
+os.environ.setdefault("CLIPS_JAX_TEST_DATA_DIR", tempfile.mkdtemp(prefix="clips_jax_data_"))
 
 import jax
 import pytest
@@ -19,8 +21,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")  # shapes that broadcast 
 
 
 @pytest.fixture(scope="session")
-def emoji_data_dir(tmp_path_factory) -> str:
-    """The built-in data, built once per session (half a minute), or once for all in $CLIPS_JAX_TEST_DATA_DIR."""
-    folder = os.environ.get("CLIPS_JAX_TEST_DATA_DIR") or str(tmp_path_factory.mktemp("emoji"))
-    emoji.build(folder)
+def emoji_data_dir() -> str:
+    """TFDS folder with the built-in data."""
+    folder = os.environ["CLIPS_JAX_TEST_DATA_DIR"]
+    emoji.build(folder)  # the first process builds, others wait
     return folder

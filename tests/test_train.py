@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,11 +16,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clips_jax.checkpoint import CheckpointMismatch, Checkpoints
+from clips_jax.config import ConfigError
 from clips_jax.config_parse import from_config_dict
 from clips_jax.data import emoji
 from clips_jax.data.tokenizer import train_sentencepiece
 from clips_jax.program import make_program
 from clips_jax.train import train
+from configs import clips_l14
 from tests import small, tiny_config
 
 STEPS = 12
@@ -122,10 +125,73 @@ def test_evaluate_on_other_devices_gives_the_same_results(uninterrupted, tmp_pat
     assert done.returncode == 0, done.stderr
     ours, theirs = (json.loads((path / "results.json").read_text()) for path in (tmp_path, workdir))
     assert ours["checkpoint_step"] == theirs["checkpoint_step"] and ours["samples_seen"] == theirs["samples_seen"]
+    assert_results_close(ours, theirs)
+    assert "unseen_concepts" in done.stdout
+
+
+def assert_results_close(ours, theirs):
+    """The caption loss to rounding; ranks may swap where scores nearly tie, for a picture or two of 161."""
+    assert ours["results"].keys() == theirs["results"].keys()
     for name, numbers in theirs["results"].items():
         for key, value in numbers.items():
-            assert ours["results"][name][key] == pytest.approx(value, rel=1e-4, abs=1.5), (name, key)  # near-ties
-    assert "unseen_concepts" in done.stdout
+            ranked = "R@" in key or key in ("top1", "top5", "per_class") or "median" in key
+            slack = {"abs": 1.5} if ranked else {"rel": 1e-4}
+            assert ours["results"][name][key] == pytest.approx(value, **slack), (name, key)
+
+
+def test_two_processes_give_the_same_run(uninterrupted, tmp_path, emoji_data_dir):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = []
+    for index in range(2):
+        join = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)}
+        arguments = command(tmp_path / "run", emoji_data_dir, "--distributed")
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(subprocess.Popen(arguments, env=os.environ | join, **pipes))
+    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), outputs
+    assert "step 12/12" in outputs[0] and "step 12/12" not in outputs[1]  # one of them speaks
+    found, expected = metrics(tmp_path / "run"), metrics(uninterrupted[0])
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        for key in (key for key in theirs if key.startswith("loss") or key == "samples_seen"):
+            assert ours[key] == pytest.approx(theirs[key], rel=2e-3), (key, theirs["step"])
+
+
+@pytest.mark.parametrize("arguments", ["smoke=True", "smoke=True,stage=3,released_format=True"])
+def test_the_full_recipe_runs_at_a_tiny_size(arguments, tmp_path, emoji_data_dir):
+    """In bfloat16, rematerialised, with the learnable captioner: nothing else here runs these."""
+    config = clips_l14.get_config(arguments)
+    config.data.data_dir = emoji_data_dir
+    config.total_samples = 3 * config.batch_size
+    config.optimizer.warmup_samples = config.batch_size
+    config.log_every_steps = 1
+    config.evaluation = tiny_config.get_config().evaluation
+    train(from_config_dict(config), str(tmp_path))
+    assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3]
+    assert (tmp_path / "report.html").exists()
+
+
+def test_another_config_is_refused_by_key(uninterrupted, tiny):
+    config = dataclasses.replace(tiny, seed=1, batch_size=32)
+    with pytest.raises(CheckpointMismatch, match=r"another config:\n  batch_size: 16 -> 32\n  seed: 0 -> 1"):
+        train(config, str(uninterrupted[0]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("retrieval", {"text": "title"}, "evaluation.retrieval.unseen_concepts.text: 'title' is not a feature"),
+        ("classification", {"label": "kind"}, "evaluation.classification.unseen_concepts_group.label: 'kind'"),
+        ("retrieval", {"split": "test"}, "split 'test' of data set emoji"),
+    ],
+)
+def test_evaluators_without_data_are_refused_before_training(kind, change, message, tiny, tmp_path):
+    parts = {name: dataclasses.replace(part, **change) for name, part in getattr(tiny.evaluation, kind).items()}
+    config = dataclasses.replace(tiny, evaluation=dataclasses.replace(tiny.evaluation, **{kind: parts}))
+    with pytest.raises(ConfigError, match=message):
+        train(config, str(tmp_path))
 
 
 def test_evaluate_names_what_is_missing(tmp_path):
@@ -153,26 +219,28 @@ def tiny(emoji_data_dir):
     return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=emoji_data_dir))
 
 
-def test_another_tokenizer_is_refused(uninterrupted, tiny, tmp_path):
+def test_another_tokenizer_is_refused_on_resume_and_on_hand_over(uninterrupted, tiny, tmp_path):
     path = tmp_path / "other.model"
     texts = emoji.texts(emoji.build(tiny.data.data_dir))
     train_sentencepiece((text for text, _ in zip(texts, range(2000), strict=False)), path, 600)
     config = dataclasses.replace(tiny, tokenizer=dataclasses.replace(tiny.tokenizer, path=str(path)))
     with pytest.raises(CheckpointMismatch, match="trained with tokenizer sha256"):
         train(config, str(uninterrupted[0]))
+    with pytest.raises(CheckpointMismatch, match="trained with tokenizer sha256"):
+        train(dataclasses.replace(config, init_from=str(uninterrupted[0])), str(tmp_path / "new"))
 
 
-def test_another_model_is_refused_by_parameter_name(uninterrupted, tiny):
+def test_another_model_is_refused_by_parameter_name(uninterrupted, tiny, tmp_path):
     config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, joint_dim=48))
     with pytest.raises(CheckpointMismatch, match="image/head/kernel has shape"):
-        train(config, str(uninterrupted[0]))
+        train(dataclasses.replace(config, init_from=str(uninterrupted[0])), str(tmp_path))
 
 
 def test_a_stage_takes_parameters_only(uninterrupted, tiny, tmp_path):
     config = dataclasses.replace(tiny, init_from=str(uninterrupted[0]), total_samples=32)
-    image = dataclasses.replace(tiny.model.image, image_size=60)  # fixed positions follow the resolution
     optimizer = dataclasses.replace(tiny.optimizer, learning_rate=0.0)
-    config = dataclasses.replace(config, model=dataclasses.replace(tiny.model, image=image), optimizer=optimizer)
+    image = dataclasses.replace(tiny.model.image, image_size=48)  # fixed positions follow the resolution
+    config = dataclasses.replace(config, optimizer=optimizer, model=dataclasses.replace(tiny.model, image=image))
     train(config, str(tmp_path / "stage2"))
     checkpoints = Checkpoints(str(tmp_path / "stage2"))
     expected = final_params(uninterrupted[0], tiny.data.data_dir).params

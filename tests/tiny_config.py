@@ -9,6 +9,7 @@ def get_config() -> ConfigDict:
     config = demo.get_config("smoke=True")
     config.batch_size = 16
     config.total_samples = 16 * 12
+    config.model.image.pool = "mean"
     config.optimizer.warmup_samples = 16
     config.log_every_steps = 2
     config.checkpoint.every_steps = 3
