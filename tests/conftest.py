@@ -1,16 +1,6 @@
 """Settings and data that all tests share."""
 
 import os
-import tempfile
-
-# Set in the first process; worker processes and those that tests start inherit them.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The same tiny programs are compiled in many processes, and computing with them takes no time.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="clips_jax_compiled_"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# The built-in data is built once (half a minute), or once for all in a folder of yours.
-os.environ.setdefault("CLIPS_JAX_TEST_DATA_DIR", tempfile.mkdtemp(prefix="clips_jax_data_"))
 
 import jax
 import pytest

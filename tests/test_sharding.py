@@ -31,7 +31,7 @@ def start(folder, devices, loss, *arguments):
 
 def finish(*processes):
     for process in processes:
-        output, _ = process.communicate(timeout=400)
+        output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output
 
 

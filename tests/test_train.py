@@ -34,7 +34,7 @@ def command(workdir, data_dir, *flags):
 
 
 def run(workdir, data_dir, *flags):
-    return subprocess.run(command(workdir, data_dir, *flags), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(workdir, data_dir, *flags), capture_output=True, text=True, timeout=900)
 
 
 def metrics(workdir):
@@ -149,7 +149,7 @@ def test_two_processes_give_the_same_run(uninterrupted, tmp_path, emoji_data_dir
         arguments = command(tmp_path / "run", emoji_data_dir, "--distributed")
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         processes.append(subprocess.Popen(arguments, env=os.environ | join, **pipes))
-    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    outputs = [process.communicate(timeout=900)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs
     assert "step 12/12" in outputs[0] and "step 12/12" not in outputs[1]  # one of them speaks
     found, expected = metrics(tmp_path / "run"), metrics(uninterrupted[0])

@@ -93,6 +93,7 @@ def write_report(
         bad_images=bad_images(results),
         figures=_figures(config, rows),
         examples=examples,
+        caption_tokens=config.model.captioner.target_length if config.model.captioner else 0,
         top=TOP,
         config=json.dumps(to_dict(config), indent=2),
         versions=[("python", platform.python_version()), *versions().items()],
