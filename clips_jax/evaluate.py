@@ -1,7 +1,7 @@
 """Evaluates a checkpoint.
 
   python -m clips_jax.evaluate --workdir runs/demo
-  python -m clips_jax.evaluate --workdir runs/demo --step 1000 --output /tmp/at_1000 --only retrieval/unseen_drawings
+  python -m clips_jax.evaluate --workdir runs/demo --step 1000 --output runs/at_1000 --only retrieval/unseen_drawings
 
 Restores the newest checkpoint (or `--step`) of a training workdir onto whatever devices are there, runs the evaluators
 of its config, prints the table and writes `results.json` into `--output` (default: the workdir).

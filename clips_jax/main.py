@@ -1,12 +1,12 @@
 """Trains CLIPS.
 
-  python -m clips_jax.main --config configs/demo.py --workdir /tmp/demo
+  python -m clips_jax.main --config configs/demo.py --workdir runs/demo
 
 A config is a Python file; what follows a colon are its arguments, `--config.a.b=…` overrides single keys:
 
-  python -m clips_jax.main --config configs/demo.py:method=clip --workdir /tmp/clip --config.seed=1
-  python -m clips_jax.main --config configs/clips_b16.py:smoke=True --workdir /tmp/b16
-  python -m clips_jax.main --config configs/clips_b16.py:stage=2 --config.init_from=gs://…/stage1 --workdir gs://…/stage2
+  python -m clips_jax.main --config configs/demo.py:method=clip --workdir runs/clip --config.seed=1
+  python -m clips_jax.main --config configs/clips_b16.py:smoke=True --workdir runs/b16
+  python -m clips_jax.main --config configs/clips_b16.py:stage=2 --config.init_from=runs/stage1 --workdir runs/stage2
 
 The same command again resumes from the newest checkpoint in the workdir. The workdir receives `config.json`,
 `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `train.log`, `results.json` and `report.html`. `--print_config` shows
@@ -37,7 +37,7 @@ from clips_jax.train import NonFiniteError, train
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and its arguments: configs/NAME.py[:key=value,…]."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://; created if it is not there.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if it is not there.")
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and stop.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed",

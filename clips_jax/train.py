@@ -147,8 +147,10 @@ class _Loop:
         if not metrics.pop("finite"):
             self.writer.write(step, metrics)
             parts = (f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith(("loss", "gradient_norm")))
-            # Parameters are proven good by the step after them: a checkpoint of the step before this one is suspect.
-            good = [saved for saved in self.checkpoints.steps() if saved < step - 1]
+            # Parameters are proven good by the next step's loss and gradient: if these are what failed, a checkpoint of
+            # the step before this one is suspect.
+            proven = step - 1 if math.isfinite(metrics["loss"] + metrics["gradient_norm"]) else step - 2
+            good = [saved for saved in self.checkpoints.steps() if saved <= proven]
             raise NonFiniteError(
                 f"step {step}: the loss, a gradient or a parameter is not finite ({', '.join(parts)}). The update was "
                 f"not applied. Last good checkpoint: {self.checkpoints.path(good[-1]) if good else 'none yet'}. Try a "

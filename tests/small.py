@@ -27,9 +27,9 @@ SPECIAL = SpecialTokens(pad=0, bos=2, eos=3, cls=4)
 VOCAB_SIZE = 64
 
 
-def config(batch_size: int = 8, **changes: Any) -> Config:
+def config(batch_size: int = 8, depth: int = 2, **changes: Any) -> Config:
     """CLIPS in full: two views and a captioner; widths are multiples of 8, so that any mesh of 8 divides them."""
-    stack = TransformerConfig(width=32, depth=2, heads=4, mlp_dim=64)
+    stack = TransformerConfig(width=32, depth=depth, heads=4, mlp_dim=64)
     base = Config(
         data=DataConfig("none", {"alt_text": TextConfig(8), "recaption": TextConfig(24, fallback="alt_text")}),
         model=ModelConfig(
