@@ -137,10 +137,14 @@ class Checkpoints:
             )
         return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(params)))["params"]
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits for the last save; raises its error."""
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits for the last save; raises its error."""
+        self.wait()
         self._manager.close()
 
 

@@ -149,6 +149,7 @@ class _Loop:
             parts = (f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith(("loss", "gradient_norm")))
             # Parameters are proven good by the next step's loss and gradient: if these are what failed, a checkpoint of
             # the step before this one is suspect.
+            self.checkpoints.wait()
             proven = step - 1 if math.isfinite(metrics["loss"] + metrics["gradient_norm"]) else step - 2
             good = [saved for saved in self.checkpoints.steps() if saved <= proven]
             raise NonFiniteError(
