@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 
 from clips_jax.checkpoint import CheckpointMismatch, Checkpoints, check_tokenizer
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fsdp", type=int, default=1, help="devices that share one copy of the parameters (default 1)")
     parser.add_argument("--distributed", action="store_true", help="join other processes, as in clips_jax.main")
     arguments = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that what was opened for reading is read-only
     if arguments.distributed:
         join_processes()
     try:

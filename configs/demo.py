@@ -3,7 +3,7 @@
     python -m clips_jax.main --config configs/demo.py --workdir runs/demo
 
 Measured on two cores: 4 minutes of training; R@1 by name on unseen drawings 43.4 / 45.3 (image to text / text to image,
-mean over seeds 0 to 2), `method=clip` 39.5 / 41.2. `smoke=True`: 48 seconds, chance.
+mean over seeds 0 to 2), `method=clip` 39.5 / 41.2. `smoke=True`: 31 seconds, chance.
 
 Arguments (after a colon, `configs/demo.py:method=clip,smoke=True`):
   method: clips (default); clip, AltText only; recap_mix, one text per picture: AltText (0.8) or recaption (0.2).
