@@ -5,7 +5,7 @@
         --config.init_from=WORKDIR/stage1 --config.data.dataset=NAME
 
 Reported by the paper: COCO R@1 68.8 / 48.2, Flickr30k 92.5 / 75.3 (image to text / text to image). Not measured here.
-`configs/clips_b16.py:smoke=True` runs the same stage at a tiny size on the built-in data, in 40 seconds (measured, two cores).
+`configs/clips_b16.py:smoke=True` runs the same stage tiny on the built-in data (40 seconds on two cores).
 `released_format=True` builds the exact architecture of the released weights.
 """
 

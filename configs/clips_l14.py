@@ -5,7 +5,7 @@
         --config.init_from=WORKDIR/stage1 --config.data.dataset=NAME
 
 Reported by the paper: ImageNet zero-shot 78.5, COCO R@1 75.5 / 55.6, Flickr30k 96.5 / 82.3. Not measured here.
-`configs/clips_l14.py:smoke=True` runs the same stage at a tiny size on the built-in data, in 40 seconds (measured, two cores).
+`configs/clips_l14.py:smoke=True` runs the same stage tiny on the built-in data (40 seconds on two cores).
 `released_format=True` builds the exact architecture of the released weights.
 """
 
