@@ -194,7 +194,7 @@ class _Loop:
             "config": to_dict(self.config),
             "tokenizer": self.program.tokenizer_identity(),
             "samples_seen": step * self.config.batch_size,
-            "counters": self.counters,
+            "counters": dict(self.counters),  # a copy: it is written in the background
         }
         if self.last_saved != step:
             self.checkpoints.save(state, meta)
