@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from clips_jax import masks
 from clips_jax.augment import prepare_images
@@ -19,7 +19,7 @@ from clips_jax.config import Config
 from clips_jax.data.tokenizer import SentencePieceTokenizer
 from clips_jax.losses import caption_cross_entropy
 from clips_jax.models.clips import Clips
-from clips_jax.sharding import process_rows, to_devices
+from clips_jax.sharding import process_rows, replicated, to_devices
 
 LoadImages = Callable[[Sequence[int]], np.ndarray]  # indices -> uint8 (len(indices), S, S, 3)
 
@@ -42,8 +42,7 @@ class Encoder:
         self.image_size = config.model.image.image_size
         self.has_captioner = config.model.captioner is not None
         self._config, self._model, self._tokenizer, self._mesh = config, model, tokenizer, mesh
-        whole = NamedSharding(mesh, PartitionSpec())
-        compiled = functools.partial(jax.jit, out_shardings=whole)
+        compiled = functools.partial(jax.jit, out_shardings=replicated(mesh))
         self._encode_images = compiled(self._image_embeddings)
         self._encode_texts = compiled(self._text_embeddings)
         self._score_captions = compiled(self._caption_scores)

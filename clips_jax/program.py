@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from clips_jax.config import Config, ConfigError
 from clips_jax.data.tokenizer import SentencePieceTokenizer
@@ -69,8 +69,3 @@ def make_program(config: Config, devices: Sequence[Any] | None = None) -> Progra
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
     )
     return Program(config, tokenizer, mesh, model, optimizer, shapes)
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of scalars and metrics."""
-    return NamedSharding(mesh, PartitionSpec())

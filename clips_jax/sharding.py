@@ -97,6 +97,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device: metrics, and what evaluators read."""
+    return NamedSharding(mesh, P())
+
+
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Rows of the global batch that this process's devices hold, increasing: int64 (rows,)."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()

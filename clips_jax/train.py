@@ -22,9 +22,9 @@ from clips_jax.evaluators.results import flatten, results_table, write_results
 from clips_jax.evaluators.run import check_evaluators, evaluate_all, evaluator_names, headline
 from clips_jax.evaluators.split import Splits
 from clips_jax.metrics import MetricWriter, Speed, progress_line
-from clips_jax.program import Program, make_program, replicated
+from clips_jax.program import Program, make_program
 from clips_jax.report.report import write_report
-from clips_jax.sharding import process_rows, to_devices
+from clips_jax.sharding import process_rows, replicated, to_devices
 from clips_jax.train_step import TrainState, train_step
 
 

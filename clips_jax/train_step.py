@@ -117,13 +117,14 @@ def train_step(
     params: Any = optax.apply_updates(state.params, updates)
     if "logit_scale" in params:
         params["logit_scale"] = jnp.minimum(params["logit_scale"], jnp.log(config.objective.scale_max))
-    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(optax.tree.norm(params))
+    parameter_norm = optax.tree.norm(params)
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(parameter_norm)
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
     )
     metrics |= {
         "gradient_norm": gradient_norm,
-        "parameter_norm": optax.tree.norm(params),
+        "parameter_norm": parameter_norm,
         "learning_rate": learning_rate_schedule(config)(state.step),
         "finite": finite.astype(jnp.float32),
     }
