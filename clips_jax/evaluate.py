@@ -20,7 +20,7 @@ from etils import epath
 
 from clips_jax.checkpoint import CheckpointMismatch, Checkpoints, check_tokenizer
 from clips_jax.config import Config, ConfigError, MeshConfig
-from clips_jax.config_parse import from_config_dict
+from clips_jax.config.parse import from_config_dict
 from clips_jax.encode import Encoder
 from clips_jax.evaluators.results import results_table, write_results
 from clips_jax.evaluators.run import evaluate_all, evaluator_names

@@ -29,8 +29,8 @@ from ml_collections import config_flags
 
 from clips_jax.checkpoint import CheckpointMismatch
 from clips_jax.config import ConfigError, to_dict
-from clips_jax.config_check import check_mesh
-from clips_jax.config_parse import from_config_dict
+from clips_jax.config.check import check_mesh
+from clips_jax.config.parse import from_config_dict
 from clips_jax.sharding import join_processes
 from clips_jax.train import NonFiniteError, train
 

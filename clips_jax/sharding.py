@@ -13,7 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clips_jax.config import Config, ConfigError
-from clips_jax.config_check import check_mesh
+from clips_jax.config.check import check_mesh
 from clips_jax.optimizer import match_one, path_name
 
 P = PartitionSpec

@@ -11,7 +11,7 @@ Reported by the paper: COCO R@1 68.8 / 48.2, Flickr30k 92.5 / 75.3 (image to tex
 
 from ml_collections import ConfigDict
 
-from clips_jax.config_parse import parse_arguments
+from clips_jax.config.parse import parse_arguments
 from configs import recipe
 
 STAGES = (

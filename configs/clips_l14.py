@@ -11,7 +11,7 @@ Reported by the paper: ImageNet zero-shot 78.5, COCO R@1 75.5 / 55.6, Flickr30k 
 
 from ml_collections import ConfigDict
 
-from clips_jax.config_parse import parse_arguments
+from clips_jax.config.parse import parse_arguments
 from configs import recipe
 
 STAGES = (

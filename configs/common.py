@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clips_jax.config import ConfigError
-from clips_jax.config_parse import from_config_dict
+from clips_jax.config.parse import from_config_dict
 from clips_jax.models.sizes import SIZES
 
 

@@ -13,7 +13,7 @@ Arguments (after a colon, `configs/demo.py:method=clip,smoke=True`):
 
 from ml_collections import ConfigDict
 
-from clips_jax.config_parse import parse_arguments
+from clips_jax.config.parse import parse_arguments
 from configs import common
 
 VOCAB_SIZE = 2048  # rows of the token table; the built-in tokenizer has 2000 pieces

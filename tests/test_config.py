@@ -7,8 +7,8 @@ import ml_collections
 import pytest
 
 from clips_jax.config import ConfigError, to_dict
-from clips_jax.config_check import check_mesh
-from clips_jax.config_parse import from_config_dict
+from clips_jax.config.check import check_mesh
+from clips_jax.config.parse import from_config_dict
 from configs import clips_b16, clips_l14, demo
 
 

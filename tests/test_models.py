@@ -9,7 +9,7 @@ import pytest
 
 from clips_jax import masks
 from clips_jax.config import TransformerConfig
-from clips_jax.config_parse import from_config_dict
+from clips_jax.config.parse import from_config_dict
 from clips_jax.models.captioner import Captioner
 from clips_jax.models.clips import Clips
 from clips_jax.models.image_tower import ImageTower, sincos_positions

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh
 
 from clips_jax import sharding
 from clips_jax.config import ConfigError
-from clips_jax.config_parse import from_config_dict
+from clips_jax.config.parse import from_config_dict
 from clips_jax.models.clips import Clips
 from clips_jax.optimizer import make_optimizer, match_one, parameter_groups
 from clips_jax.train_step import init_params, init_state

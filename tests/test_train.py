@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from clips_jax.checkpoint import CheckpointMismatch, Checkpoints
 from clips_jax.config import ConfigError
-from clips_jax.config_parse import from_config_dict
+from clips_jax.config.parse import from_config_dict
 from clips_jax.data import emoji
 from clips_jax.data.tokenizer import train_sentencepiece
 from clips_jax.program import make_program

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import ml_collections
 
 from clips_jax.config import Config, ConfigError
-from clips_jax.config_check import check
+from clips_jax.config.check import check
 
 T = TypeVar("T")
 

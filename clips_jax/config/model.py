@@ -1,0 +1,91 @@
+"""Settings of the model: the shape of the towers and of the captioner."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of a stack of pre-norm blocks.
+
+    Attributes:
+      gelu: "tanh" or "exact" (erf); the released CLIPS weights use exact in the image tower, tanh in the text tower.
+      remat: what the backward pass recomputes: "none"; "dots", everything but matrix products; "full", all but the
+        block's input.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    gelu: Literal["tanh", "exact"] = "tanh"
+    remat: Literal["none", "dots", "full"] = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTowerConfig:
+    """A ViT.
+
+    Attributes:
+      image_size, patch_size: pixels.
+      class_token: prepend one; it takes part in attention but the mean over patches leaves it out.
+      pool: "mean" over the patches (the recipe); "concatenate" reads every patch in its place through the head, which
+        learns much faster on few pictures and steps, and ties the head to the resolution.
+      positions: "sincos2d" is fixed (MoCo v3 layout) and follows the resolution; "learned" is a parameter.
+    """
+
+    transformer: TransformerConfig
+    image_size: int
+    patch_size: int
+    class_token: bool = False
+    pool: Literal["mean", "concatenate"] = "mean"
+    positions: Literal["sincos2d", "learned"] = "sincos2d"
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTowerConfig:
+    """A bidirectional text transformer, pooled at the CLS token in the last position.
+
+    Attributes:
+      vocab_size: rows of the token table; at least the tokenizer's size.
+      length: rows of the position table, so the longest sequence, special tokens included.
+      mask_padding: whether padding is hidden from attention; the released CLIPS weights attend to it (False).
+    """
+
+    transformer: TransformerConfig
+    vocab_size: int
+    length: int = 80
+    mask_padding: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionerConfig:
+    """The decoder that writes a text from the picture and, if named, a text view.
+
+    Attributes:
+      kind: "learnable" predicts every position from learned queries in one pass (the released recipe);
+        "teacher_forced" is autoregressive.
+      target: name of the text to write.
+      target_length: positions predicted, the closing EOS included.
+      condition_on: "image" and names of text views.
+      every: the captioner trains on every n-th example of a batch; 1 is all of them.
+    """
+
+    transformer: TransformerConfig
+    kind: Literal["learnable", "teacher_forced"] = "learnable"
+    target: str = "recaption"
+    target_length: int = 128
+    condition_on: tuple[str, ...] = ("image", "alt")
+    every: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Attributes: joint_dim: width of the space that pictures and texts share; dtype: of the activations
+    (parameters are always float32)."""
+
+    image: ImageTowerConfig
+    text: TextTowerConfig
+    joint_dim: int
+    captioner: CaptionerConfig | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
