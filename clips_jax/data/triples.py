@@ -1,4 +1,4 @@
-"""Records with random access: a picture and its named texts, from a TFDS set in ArrayRecord files.
+"""Records with random access: a picture and its named texts, from a TFDS set in ArrayRecord files or from tars.
 
 TensorFlow is not imported; TFDS itself only when a data set is opened.
 """
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clips_jax.config import ConfigError, DataConfig, TextConfig, TokenizerConfig
+from clips_jax.data.tar_records import TarSource, is_tars
 
 IMAGE = "image"
 _BUILT_IN = "emoji"
@@ -56,6 +57,8 @@ def open_builder(dataset: str, data_dir: str) -> Any:
 
 def tokenizer_path(config: DataConfig, tokenizer: TokenizerConfig) -> str:
     """The SentencePiece model to use: the one that is named, or the one in the prepared data set's folder."""
+    if is_tars(config.dataset) and not tokenizer.path:
+        raise ConfigError(f"tokenizer.path: name a SentencePiece model; the tars {config.dataset} come without one.")
     return tokenizer.path or os.path.join(str(open_builder(config.dataset, config.data_dir).data_dir), _TOKENIZER_FILE)
 
 
@@ -82,7 +85,14 @@ class Records:
     """
 
     def __init__(self, dataset: str, split: str, data_dir: str = ""):
-        """Opens a split, such as "train[:90%]". Raises as `open_builder`; `ConfigError` if there is no such split."""
+        """Opens a split, such as "train[:90%]", of a prepared data set or of tars ("/data/{000..012}.tar").
+
+        Raises as `open_builder` and `TarSource`; `ConfigError` if there is no such split.
+        """
+        if is_tars(dataset):
+            self._folder, self._split = dataset, split
+            self._open_tars(TarSource(dataset, split))
+            return
         self._folder = str(open_builder(dataset, data_dir).data_dir)
         self._split = split
         try:
@@ -101,12 +111,20 @@ class Records:
         decoders = {IMAGE: tfds.decode.SkipDecoding()} if IMAGE in features else None
         self._source = builder.as_data_source(self._split, decoders=decoders)
 
-    def __getstate__(self) -> dict[str, str]:
-        return {"folder": self._folder, "split": self._split}
+    def _open_tars(self, source: TarSource) -> None:
+        self._source: Any = source
+        self.features, self.text_features = source.features, source.text_features
 
-    def __setstate__(self, state: dict[str, str]) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        tars = self._source if isinstance(self._source, TarSource) else None
+        return {"folder": self._folder, "split": self._split, "tars": tars}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self._folder, self._split = state["folder"], state["split"]
-        self._open()
+        if state["tars"] is None:
+            self._open()
+        else:  # the headers are not read again
+            self._open_tars(state["tars"])
 
     def __len__(self) -> int:
         return len(self._source)
