@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from clips_jax.config import Config, ConfigError
 from clips_jax.config.check import check_mesh
@@ -61,7 +61,7 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(mesh_utils.create_device_mesh(tuple(sizes.values()), devices), tuple(sizes))
 
 
-def parameter_shardings(shapes: Any, mesh: Mesh) -> Any:
+def parameter_shardings(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A tree of `NamedSharding` like `shapes` (parameters, or a state that holds them anywhere in its paths).
 
     Raises:
@@ -92,12 +92,12 @@ def parameter_path(name: str) -> str:
     return "/".join(parts[roots[0] :]) if roots else parts[-1]
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Rows of the batch over `data` and `fsdp`."""
     return NamedSharding(mesh, BATCH)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Whole on every device: metrics, and what evaluators read."""
     return NamedSharding(mesh, P())
 

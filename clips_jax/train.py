@@ -1,7 +1,6 @@
 """The training loop: the one place where everything meets."""
 
 import contextlib
-import functools
 import json
 import math
 from collections.abc import Iterator
@@ -24,8 +23,8 @@ from clips_jax.evaluators.split import Splits
 from clips_jax.metrics import MetricWriter, Speed, progress_line
 from clips_jax.program import Program, make_program
 from clips_jax.report.report import write_report
-from clips_jax.sharding import process_rows, replicated, to_devices
-from clips_jax.train_step import TrainState, train_step
+from clips_jax.sharding import process_rows, to_devices
+from clips_jax.train_step import TrainState
 
 
 class NonFiniteError(RuntimeError):
@@ -100,13 +99,7 @@ class _Loop:
     def run(self, state: TrainState, batches: Iterator[tuple[Batch, dict[str, int]]]) -> TrainState:
         """All remaining steps; `batches` are theirs."""
         config, mesh, total = self.config, self.program.mesh, self.config.total_steps
-        step_function = jax.jit(
-            functools.partial(
-                train_step, config, self.program.model, self.program.tokenizer.special, self.program.optimizer
-            ),
-            donate_argnums=0,
-            out_shardings=(self.program.shardings, replicated(mesh)),
-        )
+        step_function = self.program.step()
         first = int(state.step)
         unread: tuple[int, Any, int] | None = None  # a step's metrics, read once the next step is dispatched
         for step in range(first + 1, total + 1):
