@@ -4,12 +4,28 @@ Legend: B batch, P prefix length, T target positions, D decoder width, V vocabul
 """
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from clips_jax.config import CaptionerConfig
 from clips_jax.masks import combination_mask
-from clips_jax.models.layers import Dense, LayerNorm, Transformer
+from clips_jax.models.layers import Cache, Dense, LayerNorm, Transformer
+
+Prefix = dict[str, tuple[jax.Array, jax.Array]]  # by name, in order: tokens (B, N, any width), real bool (B, N)
+
+
+@flax.struct.dataclass
+class Written:
+    """What the captioner has read and written so far, so that the next token costs one position, not all of them.
+
+    Attributes:
+      cache: keys and values (depth, B, P + T, heads, head width); prefix first.
+      real_BxP: bool, False on the prefix's padding.
+    """
+
+    cache: Cache
+    real_BxP: jax.Array
 
 
 class Captioner(nn.Module):
@@ -19,10 +35,25 @@ class Captioner(nn.Module):
     vocab_size: int
     dtype: jnp.dtype
 
-    @nn.compact
-    def __call__(
-        self, prefix: dict[str, tuple[jax.Array, jax.Array]], targets_BxT: jax.Array, bos: int
-    ) -> tuple[jax.Array, jax.Array]:
+    def setup(self) -> None:
+        """Declares the parts."""
+        config, width = self.config, self.config.transformer.width
+        # Learned queries: the released recipe. The same table serves as positions when tokens are fed.
+        self.queries = self.param("queries", nn.initializers.normal(0.02), (config.target_length, width))
+        if config.kind == "teacher_forced":
+            initializer = nn.initializers.normal(0.02)
+            self.tokens = nn.Embed(self.vocab_size, width, dtype=self.dtype, embedding_init=initializer)
+        self.project = {name: Dense(width, use_bias=False, dtype=self.dtype) for name in config.condition_on}
+        self.transformer = Transformer(config.transformer, self.dtype)
+        self.norm = LayerNorm(dtype=self.dtype)
+        self.head = self.param("head", nn.initializers.xavier_uniform(), (width, self.vocab_size))
+
+    def _read(self, prefix: Prefix) -> tuple[jax.Array, jax.Array]:
+        """The prefix as the transformer's inputs, (B, P, D), and which of them are real, (B, P)."""
+        projected = [self.project[name](tokens) for name, (tokens, _) in prefix.items()]
+        return jnp.concatenate(projected, axis=1), jnp.concatenate([real for _, real in prefix.values()], axis=1)
+
+    def __call__(self, prefix: Prefix, targets_BxT: jax.Array, bos: int) -> tuple[jax.Array, jax.Array]:
         """Hidden states of the target positions.
 
         Args:
@@ -34,25 +65,43 @@ class Captioner(nn.Module):
           hidden_BxTxD, in `dtype`; head_DxV, float32. Their product is the logits; the loss takes it, so that no
           (B, T, V) array need exist here.
         """
-        config, width = self.config, self.config.transformer.width
-        length = targets_BxT.shape[1]
-        # Learned queries: the released recipe. The same table serves as positions when tokens are fed.
-        queries_TxD = self.param("queries", nn.initializers.normal(0.02), (config.target_length, width))[:length]
-        x_BxTxD = jnp.broadcast_to(queries_TxD.astype(self.dtype)[None], (len(targets_BxT), length, width))
-        if config.kind == "teacher_forced":
+        length, width = targets_BxT.shape[1], self.config.transformer.width
+        queries_TxD = self.queries[:length].astype(self.dtype)
+        x_BxTxD = jnp.broadcast_to(queries_TxD[None], (len(targets_BxT), length, width))
+        if self.config.kind == "teacher_forced":
             shifted_BxT = jnp.pad(targets_BxT, ((0, 0), (1, 0)), constant_values=bos)[:, :-1]
-            embed = nn.Embed(
-                self.vocab_size, width, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02), name="tokens"
-            )
-            x_BxTxD = x_BxTxD + embed(shifted_BxT)
-        projected = [
-            Dense(width, use_bias=False, dtype=self.dtype, name=f"project_{name}")(tokens)
-            for name, (tokens, _) in prefix.items()
-        ]
-        real_BxP = jnp.concatenate([real for _, real in prefix.values()], axis=1)
-        x_BxLxD = jnp.concatenate([*projected, x_BxTxD], axis=1)
-        mask_Bx1xLxL = combination_mask(real_BxP, length)
-        x_BxLxD = Transformer(config.transformer, self.dtype, name="transformer")(x_BxLxD, mask_Bx1xLxL)
-        hidden_BxTxD = LayerNorm(dtype=self.dtype, name="norm")(x_BxLxD[:, -length:])
-        head_DxV = self.param("head", nn.initializers.xavier_uniform(), (width, self.vocab_size))
-        return hidden_BxTxD, head_DxV
+            x_BxTxD = x_BxTxD + self.tokens(shifted_BxT)
+        x_BxPxD, real_BxP = self._read(prefix)
+        x_BxLxD = jnp.concatenate([x_BxPxD, x_BxTxD], axis=1)
+        x_BxLxD = self.transformer(x_BxLxD, combination_mask(real_BxP, length))
+        return self.norm(x_BxLxD[:, -length:]), self.head
+
+    def start(self, prefix: Prefix) -> Written:
+        """Reads the prefix, once, and leaves room for `target_length` targets; "teacher_forced" only."""
+        x_BxPxD, real_BxP = self._read(prefix)
+        length = self.config.target_length
+        cache = self.transformer.empty_cache(len(real_BxP), real_BxP.shape[1] + length)
+        # The rows of the combination mask that belong to the prefix: nothing of the targets is visible.
+        mask_Bx1xPxC = combination_mask(real_BxP, length)[:, :, : real_BxP.shape[1]]
+        return Written(self.transformer(x_BxPxD, mask_Bx1xPxC, cache)[1], real_BxP)
+
+    def next(self, written: Written, tokens_B: jax.Array, position: jax.Array) -> tuple[jax.Array, Written]:
+        """Writes one token per row.
+
+        Args:
+          written: of `start`, or of the call before.
+          tokens_B: int (B,), the target before `position`: BOS at position 0.
+          position: int (), 0 to T - 1.
+
+        Returns:
+          logits_BxV, float32, of the target at `position`; what is written then.
+        """
+        query_D = jax.lax.dynamic_index_in_dim(self.queries, position, keepdims=False).astype(self.dtype)
+        x_Bx1xD = (query_D[None] + self.tokens(tokens_B))[:, None]
+        seen_T = jnp.arange(self.config.target_length) <= position
+        seen_BxT = jnp.broadcast_to(seen_T[None], (len(tokens_B), len(seen_T)))
+        mask_Bx1x1xC = jnp.concatenate([written.real_BxP, seen_BxT], axis=1)[:, None, None]
+        place = written.real_BxP.shape[1] + position
+        x_Bx1xD, cache = self.transformer(x_Bx1xD, mask_Bx1x1xC, written.cache, place)
+        logits_BxV = self.norm(x_Bx1xD)[:, 0].astype(jnp.float32) @ self.head
+        return logits_BxV, written.replace(cache=cache)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from clips_jax.config import ModelConfig, ObjectiveConfig
-from clips_jax.models.captioner import Captioner
+from clips_jax.models.captioner import Captioner, Prefix, Written
 from clips_jax.models.image_tower import ImageTower
 from clips_jax.models.text_tower import TextTower
 
@@ -88,12 +88,23 @@ class Clips(nn.Module):
         self, tokens: dict[str, jax.Array], views: dict[str, View], targets_BxT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """The captioner on `encode_tokens`' result: hidden_BxTxD and head_DxV."""
+        return self.captioner(self._prefix(tokens, views), targets_BxT, self.bos)
+
+    def start_caption(self, tokens: dict[str, jax.Array], views: dict[str, View]) -> Written:
+        """Begins to write captions from `encode_tokens`' result; see `Captioner.start`."""
+        return self.captioner.start(self._prefix(tokens, views))
+
+    def next_token(self, written: Written, tokens_B: jax.Array, position: jax.Array) -> tuple[jax.Array, Written]:
+        """Logits of the next target; see `Captioner.next`."""
+        return self.captioner.next(written, tokens_B, position)
+
+    def _prefix(self, tokens: dict[str, jax.Array], views: dict[str, View]) -> Prefix:
         assert self.config.captioner
         prefix = {}
         for name in self.config.captioner.condition_on:
             real = jnp.ones(tokens[name].shape[:2], bool) if name == "image" else views[name][1]
             prefix[name] = (tokens[name], real)
-        return self.captioner(prefix, targets_BxT, self.bos)
+        return prefix
 
     def __call__(self, images_BxHxWx3: jax.Array, views: dict[str, View], targets_BxT: jax.Array | None) -> Outputs:
         """The training pass.

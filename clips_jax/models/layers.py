@@ -1,6 +1,6 @@
 """The one attention and the one block that every tower is made of.
 
-Legend: B batch, L sequence, D width, H heads, K head width, F hidden width of the MLP.
+Legend: B batch, L sequence, C keys and values held, D width, H heads, K head width, F hidden width of the MLP.
 """
 
 import functools
@@ -47,6 +47,10 @@ Dense = functools.partial(nn.Dense, dot_general=dot_over_all_tokens)
 DenseGeneral = functools.partial(nn.DenseGeneral, dot_general=dot_over_all_tokens)
 
 
+# Keys and values (B, C, H, K) of the positions seen so far; those of a whole stack carry a leading layer axis.
+Cache = tuple[jax.Array, jax.Array]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017) over x_BxLxD.
 
@@ -59,17 +63,34 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BxLxD: jax.Array, mask_Bx1xLxL: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_BxLxD: jax.Array, mask_Bx1xLxC: jax.Array | None, cache: Cache | None = None, start: Any = 0
+    ) -> tuple[jax.Array, Cache | None]:
+        """Attends over x itself (C = L) or, given a cache, over all that it holds.
+
+        Args:
+          cache: keys and values; those of x replace positions `start` to `start + L`. The mask hides what is not
+            written yet.
+
+        Returns:
+          x_BxLxD; the cache with x in it, None without cache.
+        """
         width = x_BxLxD.shape[-1]
 
         def project(name: str) -> jax.Array:
             shape = (self.heads, width // self.heads)
             return DenseGeneral(shape, dtype=self.dtype, kernel_init=kernel_init, name=name)(x_BxLxD)
 
-        out_BxLxHxK = jax.nn.dot_product_attention(
-            project("query"), project("key"), project("value"), mask=mask_Bx1xLxL
-        )
-        return DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=kernel_init, name="out")(out_BxLxHxK)
+        query, key, value = project("query"), project("key"), project("value")
+        if cache is not None:
+            key, value = (
+                jax.lax.dynamic_update_slice_in_dim(held, new, start, axis=1)
+                for held, new in zip(cache, (key, value), strict=True)
+            )
+            cache = key, value
+        out_BxLxHxK = jax.nn.dot_product_attention(query, key, value, mask=mask_Bx1xLxC)
+        out = DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=kernel_init, name="out")
+        return out(out_BxLxHxK), cache
 
 
 class Mlp(nn.Module):
@@ -87,18 +108,22 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; returns (x_BxLxD, None), the form `nn.scan` wants."""
+    """Pre-norm transformer block; returns (x_BxLxD, its cache or None), the form `nn.scan` wants."""
 
     config: TransformerConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BxLxD: jax.Array, mask_Bx1xLxL: jax.Array | None) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x_BxLxD: jax.Array, mask_Bx1xLxC: jax.Array | None, cache: Cache | None = None, start: Any = 0
+    ) -> tuple[jax.Array, Cache | None]:
         config = self.config
         y_BxLxD = LayerNorm(dtype=self.dtype, name="norm_attention")(x_BxLxD)
-        x_BxLxD = x_BxLxD + Attention(config.heads, self.dtype, name="attention")(y_BxLxD, mask_Bx1xLxL)
+        attention = Attention(config.heads, self.dtype, name="attention")
+        y_BxLxD, cache = attention(y_BxLxD, mask_Bx1xLxC, cache, start)
+        x_BxLxD = x_BxLxD + y_BxLxD
         y_BxLxD = LayerNorm(dtype=self.dtype, name="norm_mlp")(x_BxLxD)
-        return x_BxLxD + Mlp(config.mlp_dim, config.gelu, self.dtype, name="mlp")(y_BxLxD), None
+        return x_BxLxD + Mlp(config.mlp_dim, config.gelu, self.dtype, name="mlp")(y_BxLxD), cache
 
 
 class Transformer(nn.Module):
@@ -110,8 +135,17 @@ class Transformer(nn.Module):
     config: TransformerConfig
     dtype: jnp.dtype
 
+    def empty_cache(self, batch_size: int, positions: int) -> Cache:
+        """A cache for this many positions, of zeros."""
+        heads = self.config.heads
+        shape = (self.config.depth, batch_size, positions, heads, self.config.width // heads)
+        return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
+
     @nn.compact
-    def __call__(self, x_BxLxD: jax.Array, mask_Bx1xLxL: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x_BxLxD: jax.Array, mask_Bx1xLxC: jax.Array | None = None, cache: Cache | None = None, start: Any = 0
+    ) -> Any:
+        """x_BxLxD; with a cache, x_BxLxD and the cache with x at positions `start` to `start + L`."""
         block: Callable = Block
         if self.config.remat != "none":
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -120,8 +154,9 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] (its type leaves out nn.broadcast)
+            in_axes=(nn.broadcast, 0, nn.broadcast),  # pyright: ignore[reportArgumentType] (nn.broadcast is left out)
             length=self.config.depth,
             unroll=self.config.depth if self.config.depth <= UNROLLED_DEPTH else 1,
         )
-        return stack(self.config, self.dtype, name="blocks")(x_BxLxD, mask_Bx1xLxL)[0]
+        x_BxLxD, written = stack(self.config, self.dtype, name="blocks")(x_BxLxD, mask_Bx1xLxC, cache, start)
+        return x_BxLxD if cache is None else (x_BxLxD, written)
