@@ -31,7 +31,7 @@ def list_files(pattern: str, endings: tuple[str, ...]) -> list[str]:
 
     Args:
       pattern: a path with braces and the wildcards `*`, `?` and `[…]`, or a folder, which stands for all files in it
-        with one of the `endings`. Any file system that Apache Beam knows (local; gs://, s3://, hdfs:// with its extras).
+        with one of the `endings`. Any file system that Apache Beam knows (gs://, s3://, hdfs:// with its extras).
       endings: of a folder's files that count, such as (".tar",).
 
     Raises:

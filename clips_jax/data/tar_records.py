@@ -1,7 +1,7 @@
 """Tar shards read in place, by position: small sets and evaluation without conversion.
 
-`data.dataset` may be tars instead of a TFDS name: "/data/{00000..00003}.tar", "/data/*.tar". The headers of all tars are
-read once (about 25,000 members per second), the index stays in memory (about 1 kB a sample) and travels to workers.
+`data.dataset` may be tars instead of a TFDS name: "/data/{00000..00003}.tar", "/data/*.tar". The headers of all tars
+are read once (about 25,000 members per second), the index stays in memory (about 1 kB a sample) and travels to workers.
 A damaged tar's whole samples are used; what is left out is counted and logged. For large sets and compressed tars:
 `python -m clips_jax.data.prepare`.
 """

@@ -62,7 +62,7 @@ def index_tar(file: BinaryIO, size: int) -> TarIndex:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # it would remember every header
+                tar.members = []  # it would remember every header  # pyright: ignore[reportAttributeAccessIssue]
                 builder.add(member)
             # tarfile takes a header that it cannot read for the end.
             file.seek(tar.offset)
@@ -81,27 +81,27 @@ class _IndexBuilder:
     def __init__(self, size: int):
         self.samples: dict[str, Sample] = {}
         self._size = size
-        self._rejected: list[Rejected] = []
+        self._rejected: list[Rejected] = []  # repeats
         self._repeats: dict[str, dict[str, int]] = {}
-        self._cut: dict[str, Rejected] = {}  # samples that lack parts through damage
+        self._refused: dict[str, Rejected] = {}  # by key: one report for all members of a sample
         self._last_key = ""
 
     def add(self, member: tarfile.TarInfo) -> None:
         name = _readable(member.name)
+        key, part = split_name(name)
         problem = _problem(member, name)
         if problem:
-            self._rejected.append(Rejected(name, *problem))
+            self._refused.setdefault(key or name, Rejected(name, *problem))
             return
         if member.isdir():
             return
-        key, part = split_name(name)
         if not key:
-            self._rejected.append(Rejected(name, "not_a_sample", "its name has no key and extension"))
+            self._refused.setdefault(name, Rejected(name, "not_a_sample", "its name has no key and extension"))
             return
         self._last_key = key
         sample = self.samples.setdefault(key, Sample(key, {}))
         if member.offset_data + member.size > self._size:
-            self._cut[key] = Rejected(key, "truncated_tar", f"{name} is cut short")
+            self._refused[key] = Rejected(key, "truncated_tar", f"{name} is cut short")
         elif part not in sample.parts:
             sample.parts[part] = (member.offset_data, member.size)
         else:
@@ -117,19 +117,18 @@ class _IndexBuilder:
 
     def damage(self, reason: str, detail: str) -> None:
         """The tar cannot be read on; the sample in hand may lack what the damage hides."""
-        if self._last_key not in self._cut:
-            self._cut[self._last_key] = Rejected(self._last_key, reason, detail)
+        self._refused.setdefault(self._last_key, Rejected(self._last_key, reason, detail))
 
     def finish(self, has_end: bool) -> TarIndex:
         whole = []
         for key, sample in self.samples.items():
-            if key in self._cut:
+            if key in self._refused:
                 continue
             if sample.picture:
                 whole.append(sample)
             else:
-                self._rejected.append(Rejected(key, "no_picture", f"its parts are {', '.join(sample.parts)}"))
-        return TarIndex(whole, [*self._rejected, *self._cut.values()], has_end)
+                self._refused[key] = Rejected(key, "no_picture", f"its parts are {', '.join(sample.parts)}")
+        return TarIndex(whole, [*self._rejected, *self._refused.values()], has_end)
 
 
 def split_name(name: str) -> tuple[str, str]:
