@@ -10,13 +10,14 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from absl import logging
 
 from clips_jax.config import ConfigError
 from clips_jax.data import captions, tars
+from clips_jax.data.examples import BadRecord
 from clips_jax.data.file_patterns import list_files
 from clips_jax.data.tars import Sample
 
@@ -92,11 +93,12 @@ class TarSource:
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The records at `indices`, in that order; `ValueError` or `OSError` names one that cannot be read."""
+    def read_each(self, indices: Sequence[int], features: Collection[str]) -> list[dict[str, Any] | BadRecord]:
+        """The records at `indices`, in that order, each with all its features, or the error that names it."""
+        del features  # reading less would save nothing
         return [self._record(self._places[index]) for index in indices]
 
-    def _record(self, place: _Place) -> dict[str, Any]:
+    def _record(self, place: _Place) -> dict[str, Any] | BadRecord:
         try:
             parts = self._read_parts(place)
             fields = _fields(parts)
@@ -111,7 +113,7 @@ class TarSource:
                 record["label"] = int(parts[_CLASS]) if _CLASS in parts else -1
             return record
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self._files[place.file]}, sample {place.sample.key}: {error}") from error
+            return BadRecord(f"{self._files[place.file]}, sample {place.sample.key}: {error}")
 
     def _read_parts(self, place: _Place) -> dict[str, bytes]:
         sample, parts = place.sample, {}

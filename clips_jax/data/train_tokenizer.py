@@ -22,11 +22,12 @@ def read_texts(records: Records, names: Sequence[str], limit: int) -> Iterator[s
     for start in range(0, len(records), _RECORDS_PER_READ):
         for record in records.read(range(start, min(start + _RECORDS_PER_READ, len(records)))):
             for name in names:
-                if record[name].strip():
-                    yield record[name]
-                    count += 1
-                    if count == limit:
-                        return
+                for text in [record[name]] if isinstance(record[name], str) else record[name]:
+                    if text.strip():
+                        yield text
+                        count += 1
+                        if count == limit:
+                            return
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

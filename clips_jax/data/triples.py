@@ -4,19 +4,19 @@ TensorFlow is not imported; TFDS itself only when a data set is opened.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from clips_jax.config import ConfigError, DataConfig, TextConfig, TokenizerConfig
+from clips_jax.data.array_records import ArrayRecordFiles
+from clips_jax.data.examples import BadRecord, Kind, parse_example
 from clips_jax.data.tar_records import TarSource, is_tars
 
 IMAGE = "image"
 _BUILT_IN = "emoji"
 _TOKENIZER_FILE = "tokenizer.model"
-
-
-class BadRecord(ValueError):
-    """A record whose bytes cannot be read or parsed."""
 
 
 def open_builder(dataset: str, data_dir: str) -> Any:
@@ -77,54 +77,25 @@ def texts_of(record: Mapping[str, Any], texts: Mapping[str, TextConfig]) -> dict
 class Records:
     """The records of one split, by position. Picklable: an unpickled copy opens the files anew.
 
-    A record is a dict: "image" is the undecoded file, texts are `str`, sequences lists, labels `int`.
+    A record is a dict: "image" is the undecoded file, texts are `str`, sequences lists, labels and numbers numbers.
 
     Attributes:
       features: names of the features.
-      text_features: names of those that are one text.
+      text_features: names of those that are a text, or a list of texts to choose from.
     """
 
     def __init__(self, dataset: str, split: str, data_dir: str = ""):
         """Opens a split, such as "train[:90%]", of a prepared data set or of tars ("/data/{000..012}.tar").
 
-        Raises as `open_builder` and `TarSource`; `ConfigError` if there is no such split.
+        Raises as `open_builder` and `TarSource`; `ConfigError` if there is no such split, `FileNotFoundError` if files
+        of it are missing.
         """
         if is_tars(dataset):
-            self._folder, self._split = dataset, split
-            self._open_tars(TarSource(dataset, split))
-            return
-        self._folder = str(open_builder(dataset, data_dir).data_dir)
-        self._split = split
-        try:
-            self._open()
-        except ValueError as error:
-            raise ConfigError(f"split {split!r} of data set {dataset}: {error}") from error
-
-    def _open(self) -> None:
-        import tensorflow_datasets as tfds
-
-        builder: Any = tfds.builder_from_directory(self._folder)  # its methods' types are lost in decorators
-        features = builder.info.features
-        self.features = tuple(sorted(features))
-        # A ClassLabel is stored as a number; only `Text` is text.
-        self.text_features = tuple(name for name in self.features if type(features[name]) is tfds.features.Text)
-        decoders = {IMAGE: tfds.decode.SkipDecoding()} if IMAGE in features else None
-        self._source = builder.as_data_source(self._split, decoders=decoders)
-
-    def _open_tars(self, source: TarSource) -> None:
-        self._source: Any = source
-        self.features, self.text_features = source.features, source.text_features
-
-    def __getstate__(self) -> dict[str, Any]:
-        tars = self._source if isinstance(self._source, TarSource) else None
-        return {"folder": self._folder, "split": self._split, "tars": tars}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._folder, self._split = state["folder"], state["split"]
-        if state["tars"] is None:
-            self._open()
-        else:  # the headers are not read again
-            self._open_tars(state["tars"])
+            self._source = TarSource(dataset, split)
+        else:
+            self._source = _PreparedSource(open_builder(dataset, data_dir), split)
+        self.features = self._source.features
+        self.text_features = self._source.text_features
 
     def __len__(self) -> int:
         return len(self._source)
@@ -137,28 +108,86 @@ class Records:
 
         Raises:
           IndexError: an index is outside 0 to len - 1.
-          BadRecord: one of them cannot be read; reading them singly tells which.
+          BadRecord: the first that cannot be read.
         """
-        wanted = [int(index) for index in indices]
-        for index in wanted:
+        records = []
+        for record in self.read_each(indices):
+            if isinstance(record, BadRecord):
+                raise record
+            records.append(record)
+        return records
+
+    def read_each(
+        self, indices: Sequence[int], features: Collection[str] | None = None
+    ) -> list[dict[str, Any] | BadRecord]:
+        """As `read`, but a record that cannot be read is the error that says why.
+
+        Args:
+          indices: positions.
+          features: the features that are needed; None is all of them.
+        """
+        for index in indices:
             if not 0 <= index < len(self):
-                raise IndexError(f"Record {index} of {len(self)} in {self._folder}, split {self._split}.")
+                raise IndexError(f"Record {index} of {len(self)}.")
+        return self._source.read_each(indices, self.features if features is None else features)
+
+
+class _PreparedSource:
+    """A split of a prepared TFDS data set; what TFDS knows of it is read once, here."""
+
+    def __init__(self, builder: Any, split: str):
         try:
-            records = self._source.__getitems__(wanted)
-        except Exception as error:  # ArrayRecord and the parser raise many kinds on damaged bytes
-            raise BadRecord(f"Records {_shortened(wanted)} of {self._folder}, {self._split}: {error}") from error
-        return [{name: _plain(name, value) for name, value in record.items()} for record in records]
+            files = builder.info.splits[split].file_instructions
+        except (KeyError, ValueError) as error:
+            raise ConfigError(f"split {split!r} of data set {builder.info.full_name}: {error}") from error
+        self._files = ArrayRecordFiles(
+            str(builder.data_dir),
+            [os.path.basename(file.filename) for file in files],
+            [file.skip for file in files],
+            [file.examples_in_shard if file.take == -1 else file.take for file in files],
+        )
+        self._kinds: dict[str, Kind] = {}
+        for name, feature in sorted(builder.info.features.items()):
+            kind = _kind(name, feature)
+            if kind is not None:
+                self._kinds[name] = kind
+        self.features = tuple(self._kinds)
+        self.text_features = tuple(n for n in self.features if _is_text(builder.info.features[n]))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read_each(self, indices: Sequence[int], features: Collection[str]) -> list[dict[str, Any] | BadRecord]:
+        kinds = {name: self._kinds[name] for name in features}
+        records: list[dict[str, Any] | BadRecord] = []
+        for index, data in zip(indices, self._files.read_each(indices), strict=True):
+            try:
+                records.append(data if isinstance(data, BadRecord) else parse_example(data, kinds))
+            except BadRecord as error:
+                records.append(BadRecord(f"record {index} of {self._files.folder}: {error}"))
+        return records
 
 
-def _shortened(indices: list[int]) -> str:
-    return ", ".join(map(str, indices[:5])) + (", …" if len(indices) > 5 else "")
+def _is_text(feature: Any) -> bool:
+    """Whether it is a text or a list of texts: a ClassLabel is stored as a number, other strings are no captions."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Sequence):
+        feature = feature.feature
+    return type(feature) is tfds.features.Text
 
 
-def _plain(name: str, value: Any) -> Any:
-    if name == IMAGE:
-        return value
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, list):
-        return [_plain("", item) for item in value]
-    return value
+def _kind(name: str, feature: Any) -> Kind | None:
+    """How a TFDS feature is read; None for what a record here does not hold (nested features, further pictures)."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Image):
+        return "image" if name == IMAGE else None
+    if isinstance(feature, tfds.features.Sequence):
+        lists: dict[str | None, Kind] = {"text": "texts", "integer": "integers", "number": "numbers"}
+        return lists.get(_kind("", feature.feature))
+    if not isinstance(feature, tfds.features.Tensor) or feature.shape:
+        return None
+    scalars: dict[str, Kind] = {"b": "boolean", "i": "integer", "u": "integer", "f": "number", "O": "text", "U": "text"}
+    dtype: Any = feature.np_dtype
+    return scalars.get(np.dtype(dtype).kind)

@@ -152,7 +152,7 @@ def test_first_record_is_uniform_over_seeds():
 
 def test_records(folder):
     records = Records("tiny/whole", "train", folder)
-    assert len(records) == COUNT and set(records.text_features) == {"id", "alt_text", "recaption"}
+    assert len(records) == COUNT and set(records.text_features) == {"id", "alt_text", "recaption", "aliases"}
     everything = records.read(range(COUNT))
     assert sorted(int(record["id"]) for record in everything) == list(range(COUNT))
     record = records[4]
@@ -297,9 +297,9 @@ def test_errors_before_the_first_batch(folder):
         with pytest.raises(ValueError, match="rows"):
             train_batches(make_config(folder), np.array(rows, int), 0, 1)
     config = make_config(folder)
-    for name in ("caption", "aliases", "group"):
+    for name in ("caption", "group"):
         config.data.texts[name] = TextConfig(3)
-        with pytest.raises(ValueError, match=rf"data\.texts\.{name}: .*alt_text, id, recaption"):
+        with pytest.raises(ValueError, match=rf"data\.texts\.{name}: .*aliases, alt_text, id, recaption"):
             train_batches(config, np.arange(BATCH), 0, 1)
         del config.data.texts[name]
     with pytest.raises(FileNotFoundError):
