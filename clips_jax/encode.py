@@ -3,6 +3,7 @@
 Legend: B batch, S image size, E joint width, L text length, T target positions.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,12 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clips_jax import masks
-from clips_jax.augment import prepare_images
 from clips_jax.batch import TokenizedText
 from clips_jax.config import Config
-from clips_jax.data.tokenizer import SentencePieceTokenizer
+from clips_jax.data.open_tokenizer import Tokenizer
 from clips_jax.losses import caption_cross_entropy
 from clips_jax.models.clips import Clips
+from clips_jax.preprocessing import Preprocessing
 from clips_jax.sharding import process_rows, replicated, to_devices
 
 LoadImages = Callable[[Sequence[int]], np.ndarray]  # indices -> uint8 (len(indices), S, S, 3)
@@ -32,13 +33,24 @@ class Encoder:
     Attributes:
       params: the model's parameters; set it to encode with others.
       image_size: pixels.
+      preprocessing: how the model reads picture files; `preprocessing.pixels` makes what `images` loads.
       has_captioner: whether `caption_loss` and `captions` can be called.
     """
 
     def __init__(
-        self, config: Config, model: Clips, tokenizer: SentencePieceTokenizer, mesh: Mesh, params: Any
+        self,
+        config: Config,
+        model: Clips,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        params: Any,
+        preprocessing: Preprocessing | None = None,
+        precision: str | None = None,
     ) -> None:
+        """`preprocessing` None is that of models trained here; `precision` is that of matrix products, None JAX's."""
         self.params = params
+        self.preprocessing = preprocessing or Preprocessing.of_training(config.model.image.image_size)
+        self._precision = precision
         self.image_size = config.model.image.image_size
         self.has_captioner = config.model.captioner is not None
         self._config, self._model, self._tokenizer, self._mesh = config, model, tokenizer, mesh
@@ -54,10 +66,11 @@ class Encoder:
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of strings: float32 (len(texts), E), L2-normalised."""
-        length = self._config.model.text.length
-        return self._run(
-            lambda rows: (self._tokenizer.encode([texts[i] for i in rows], length),), len(texts), self._encode_texts
-        )
+        return self._run(lambda rows: (self.token_ids([texts[i] for i in rows]),), len(texts), self._encode_texts)
+
+    def token_ids(self, texts: Sequence[str]) -> np.ndarray:
+        """What the text tower reads: int32 (len(texts), L)."""
+        return self._tokenizer.encode(texts, self._config.model.text.length)
 
     def caption_loss(
         self, load: LoadImages, count: int, alt_texts: Sequence[str], targets: Sequence[str]
@@ -105,10 +118,11 @@ class Encoder:
         return np.concatenate(results[1:] or results)
 
     def _apply(self, params: Any, *args: Any, method: str) -> Any:
-        return self._model.apply({"params": params}, *args, method=method)
+        with jax.default_matmul_precision(self._precision) if self._precision else contextlib.nullcontext():
+            return self._model.apply({"params": params}, *args, method=method)
 
     def _image_embeddings(self, params: Any, images_BxSxSx3: jax.Array) -> jax.Array:
-        return self._apply(params, prepare_images(images_BxSxSx3, None, self._config.data), method="encode_image")
+        return self._apply(params, self.preprocessing.normalize(images_BxSxSx3), method="encode_image")
 
     def _view(self, tokens_BxL: jax.Array) -> tuple[jax.Array, jax.Array]:
         return tokens_BxL, tokens_BxL != self._tokenizer.special.pad
@@ -118,7 +132,7 @@ class Encoder:
 
     def _tokens_and_views(self, params: Any, images: jax.Array, conditions: dict[str, jax.Array]) -> tuple[Any, Any]:
         views = {name: self._view(tokens_BxL) for name, tokens_BxL in conditions.items()}
-        images = prepare_images(images, None, self._config.data)
+        images = self.preprocessing.normalize(images)
         return self._apply(params, images, views, method="encode_tokens"), views
 
     def _caption_scores(

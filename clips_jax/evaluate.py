@@ -8,70 +8,19 @@ of its config, prints the table and writes `results.json` into `--output` (defau
 """
 
 import argparse
-import contextlib
-import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from absl import logging
 from etils import epath
 
-from clips_jax.checkpoint import CheckpointMismatch, Checkpoints, check_tokenizer
-from clips_jax.config import Config, ConfigError, MeshConfig
-from clips_jax.config.parse import from_config_dict
-from clips_jax.encode import Encoder
+from clips_jax.checkpoint import CheckpointMismatch
+from clips_jax.config import ConfigError, MeshConfig
 from clips_jax.evaluators.results import results_table, write_results
 from clips_jax.evaluators.run import evaluate_all, evaluator_names
-from clips_jax.program import make_program
+from clips_jax.pretrained import load
 from clips_jax.sharding import join_processes
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A checkpoint's model, ready to encode.
-
-    Attributes:
-      config: the run's, but for the mesh, which is that of the devices here.
-      samples_seen: by the checkpoint.
-    """
-
-    config: Config
-    encoder: Encoder
-    step: int
-    samples_seen: int
-
-
-def restore(workdir: str, step: int | None = None, data_dir: str = "", mesh: MeshConfig | None = None) -> Restored:
-    """The model of a checkpoint on all devices.
-
-    Args:
-      workdir: of a training run.
-      step: None is the newest complete checkpoint.
-      data_dir: TFDS folder, if the data has moved since.
-      mesh: None spreads the batch over all devices, each with all parameters.
-
-    Raises:
-      FileNotFoundError: no such workdir or step. CheckpointMismatch: another tokenizer lies where the run's was.
-    """
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps or (step is not None and step not in steps):
-            wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-            raise FileNotFoundError(f"{checkpoints.directory} has no complete {wanted}; there are steps {steps}.")
-        step = steps[-1] if step is None else step
-        meta: dict[str, Any] = checkpoints.meta(step)
-        config = from_config_dict(meta["config"])
-        # The batch size plays no part here, but must divide over the devices.
-        changes: dict[str, Any] = {"mesh": mesh or MeshConfig(), "batch_size": config.batch_size * jax.device_count()}
-        if data_dir:
-            changes["data"] = dataclasses.replace(config.data, data_dir=data_dir)
-        program = make_program(dataclasses.replace(config, **changes))
-        check_tokenizer(meta["tokenizer"], program.tokenizer_identity(), checkpoints.path(step))
-        params = checkpoints.restore_params(step, program.state_shapes.params)
-    encoder = Encoder(program.config, program.model, program.tokenizer, program.mesh, params)
-    return Restored(program.config, encoder, step, meta["samples_seen"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.distributed:
         join_processes()
     try:
-        model = restore(arguments.workdir, arguments.step, arguments.data_dir, MeshConfig(fsdp=arguments.fsdp))
+        mesh = MeshConfig(fsdp=arguments.fsdp)
+        model = load(arguments.workdir, step=arguments.step, data_dir=arguments.data_dir, mesh=mesh)
         if arguments.list:
             print("\n".join(evaluator_names(model.config)))
             return

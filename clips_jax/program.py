@@ -12,7 +12,8 @@ from jax.sharding import AbstractMesh, Mesh
 
 from clips_jax.batch import Batch, TokenizedText
 from clips_jax.config import Config, ConfigError
-from clips_jax.data.tokenizer import SentencePieceTokenizer, SpecialTokens
+from clips_jax.data.open_tokenizer import Tokenizer, open_tokenizer
+from clips_jax.data.tokenizer import SpecialTokens
 from clips_jax.data.triples import tokenizer_path
 from clips_jax.models.clips import Clips
 from clips_jax.optimizer import make_optimizer
@@ -76,7 +77,7 @@ class StepProgram:
 class Program(StepProgram):
     """What training and evaluation share: the step, and the tokenizer of its texts."""
 
-    tokenizer: SentencePieceTokenizer
+    tokenizer: Tokenizer
     mesh: Mesh
 
     def tokenizer_identity(self) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def make_step_program(config: Config, mesh: Mesh | AbstractMesh, special: Specia
 def make_program(config: Config, devices: Sequence[Any] | None = None) -> Program:
     """Builds it; raises `ConfigError` for whatever does not fit these devices or this tokenizer."""
     mesh = make_mesh(config, devices)
-    tokenizer = SentencePieceTokenizer(tokenizer_path(config.data, config.tokenizer))
+    tokenizer = open_tokenizer(tokenizer_path(config.data, config.tokenizer))
     if tokenizer.vocab_size > config.model.text.vocab_size:
         raise ConfigError(
             f"model.text.vocab_size: {config.model.text.vocab_size} is smaller than the tokenizer's "

@@ -52,6 +52,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Attributes: path: a SentencePiece model; "" takes `tokenizer.model` from the prepared dataset's folder."""
+    """Attributes: path: a SentencePiece model, a WordPiece `vocab.txt`, or a model folder; "" takes `tokenizer.model`
+    from the prepared dataset's folder."""
 
     path: str = ""

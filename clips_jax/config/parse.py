@@ -28,7 +28,7 @@ def _parse(hint: Any, value: Any, path: str) -> Any:
     """`value` as the type `hint`, or a ConfigError that names `path`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return _parse_dataclass(typing.cast(type, hint), value, path)
+        return parse_dataclass(typing.cast(type, hint), value, path)
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(repr, arguments))}.")
@@ -52,7 +52,8 @@ def _parse(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _parse_dataclass(cls: type[T], value: Any, path: str) -> T:
+def parse_dataclass(cls: type[T], value: Any, path: str) -> T:
+    """A mapping as the dataclass `cls`; raises `ConfigError` naming the key, `path` before it."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{path or 'config'}: expected a group of keys, got {value!r}.")
     prefix = f"{path}." if path else ""

@@ -17,7 +17,7 @@ from grain.experimental import index_shuffle
 
 from clips_jax.config import Config, ConfigError, DataConfig
 from clips_jax.data.images import BadImage, decode_resized_crop
-from clips_jax.data.tokenizer import SentencePieceTokenizer
+from clips_jax.data.open_tokenizer import Tokenizer, open_tokenizer
 from clips_jax.data.triples import IMAGE, BadRecord, Records, texts_of, tokenizer_path
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class LoadBatch:
         self,
         config: DataConfig,
         records: Records,
-        tokenizer: SentencePieceTokenizer,
+        tokenizer: Tokenizer,
         rows: np.ndarray,
         batch_size: int,
         image_size: int,
@@ -168,7 +168,7 @@ def train_batches(
     data = config.data
     records = Records(data.dataset, data.split, data.data_dir)
     _check_features(data, records)
-    tokenizer = SentencePieceTokenizer(tokenizer_path(data, config.tokenizer))
+    tokenizer = open_tokenizer(tokenizer_path(data, config.tokenizer))
     load = LoadBatch(data, records, tokenizer, rows, config.batch_size, config.model.image.image_size, config.seed)
     options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(data.prefetch, data.threads))
     batches = grain.MapDataset.range(start_step, stop_step).map(load).to_iter_dataset(options)

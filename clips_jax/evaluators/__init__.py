@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from clips_jax.preprocessing import Preprocessing
+
 # Positions in a split -> uint8 (n, S, S, 3).
 Load = Callable[[Sequence[int]], np.ndarray]
 
@@ -20,6 +22,7 @@ class Encoder(Protocol):
     """
 
     image_size: int
+    preprocessing: Preprocessing
     has_captioner: bool
 
     def images(self, load: Load, count: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from clips_jax.config import Config, ConfigError
-from clips_jax.data.images import BadImage, decode_squashed
+from clips_jax.data.images import BadImage
 from clips_jax.data.triples import Records, open_builder
 from clips_jax.evaluators import Encoder, Load
 
@@ -93,7 +93,7 @@ class Split:
     def _decode(self, position: int, data: bytes) -> np.ndarray:
         size = self._encoder.image_size
         try:
-            return decode_squashed(data, size)
+            return self._encoder.preprocessing.pixels(data)
         except BadImage:
             self._unreadable[position] = True
             return np.full((size, size, 3), _GREY, np.uint8)

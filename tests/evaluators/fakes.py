@@ -27,6 +27,7 @@ from clips_jax.config import (
     ViewConfig,
 )
 from clips_jax.evaluators import Load
+from clips_jax.preprocessing import Preprocessing
 
 GROUPS = ["round_things", "flat_things", "odd_things"]
 # The red value of picture i; `FakeEncoder` reads i back from it.
@@ -87,6 +88,7 @@ class FakeEncoder:
     """
 
     image_size = 8
+    preprocessing = Preprocessing.of_training(8)
 
     def __init__(self, count: int, has_captioner: bool = True, mistaken: Sequence[int] = ()):
         self.has_captioner = has_captioner
