@@ -9,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from clips_jax import augment, losses, masks
 from clips_jax.batch import Batch
@@ -48,30 +49,34 @@ def init_state(config: Config, model: Clips, optimizer: optax.GradientTransforma
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def loss_parts(config: Config, outputs: Outputs, targets: tuple[jax.Array, jax.Array] | None) -> dict[str, jax.Array]:
+def loss_parts(
+    config: Config, outputs: Outputs, targets: tuple[jax.Array, jax.Array] | None, mesh: Mesh
+) -> dict[str, jax.Array]:
     """The loss and its parts: "loss", "loss/contrastive", "loss/contrastive/VIEW", "loss/caption"."""
     objective, parts = config.objective, {}
     total = jnp.zeros(())
     if objective.contrastive != "none":
-        weights = sum(view.weight for view in objective.views.values())
-        contrastive = jnp.zeros(())
-        for name, view in objective.views.items():
-            if objective.contrastive == "softmax":
-                part = losses.softmax_loss(outputs.image_BxE, outputs.texts[name], outputs.scale)
-            else:
-                part = losses.sigmoid_loss(outputs.image_BxE, outputs.texts[name], outputs.scale, outputs.bias)
-            parts[f"loss/contrastive/{name}"] = part
-            contrastive += view.weight / weights * part
-        parts["loss/contrastive"] = contrastive
-        total += objective.contrastive_weight * contrastive
+        weight = sum(view.weight for view in objective.views.values())
+        parts["loss/contrastive"], by_view = losses.contrastive_loss(
+            outputs.image_BxE,
+            jnp.stack([outputs.texts[name] for name in objective.views], axis=1),
+            outputs.scale,
+            outputs.bias,
+            kind=objective.contrastive,
+            weights=tuple(view.weight / weight for view in objective.views.values()),
+            mesh=mesh,
+        )
+        parts |= {f"loss/contrastive/{name}": part for name, part in zip(objective.views, by_view, strict=True)}
+        total += objective.contrastive_weight * parts["loss/contrastive"]
     if outputs.caption and targets:
-        parts["loss/caption"] = losses.caption_loss(*outputs.caption, *targets)
+        counted = jnp.maximum(targets[1].sum(), 1)
+        parts["loss/caption"] = losses.caption_loss(*outputs.caption, *targets, counted, mesh)
         total += objective.caption_weight * parts["loss/caption"]
     return {"loss": total, **parts}
 
 
 def batch_loss(
-    config: Config, model: Clips, special: SpecialTokens, params: Any, batch: Batch, step: jax.Array
+    config: Config, model: Clips, special: SpecialTokens, mesh: Mesh, params: Any, batch: Batch, step: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss of the batch of this step, and its parts: a function of (config, params, batch, step)."""
     keys_B = masks.example_keys(jax.random.key(config.seed), step, len(batch.images))
@@ -88,7 +93,7 @@ def batch_loss(
         targets = every_nth(targets_BxT, captioner.every), every_nth(weights_BxT, captioner.every)
     outputs = model.apply({"params": params}, images_BxHxWx3, views, targets_BxT)
     assert isinstance(outputs, Outputs)
-    parts = loss_parts(config, outputs, targets)
+    parts = loss_parts(config, outputs, targets, mesh)
     return parts["loss"], parts | {"logit_scale": outputs.scale}
 
 
@@ -97,6 +102,7 @@ def train_step(
     model: Clips,
     special: SpecialTokens,
     optimizer: optax.GradientTransformation,
+    mesh: Mesh,
     state: TrainState,
     batch: Batch,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -109,8 +115,8 @@ def train_step(
       the next state; float32 () metrics: the loss parts, "gradient_norm", "parameter_norm", "learning_rate",
       "logit_scale", "finite".
     """
-    (loss, metrics), gradients = jax.value_and_grad(batch_loss, argnums=3, has_aux=True)(
-        config, model, special, state.params, batch, state.step
+    (loss, metrics), gradients = jax.value_and_grad(batch_loss, argnums=4, has_aux=True)(
+        config, model, special, mesh, state.params, batch, state.step
     )
     gradient_norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

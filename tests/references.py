@@ -61,3 +61,21 @@ def caption_loss_gradients(
     by_logit = np.exp(log_softmax(hidden @ head, -1)) - np.eye(head.shape[1])[targets]
     by_logit *= weights[..., None] / weights.sum()
     return by_logit @ head.T, np.einsum("ctd,ctv->dv", hidden, by_logit)
+
+
+def contrastive_loss(
+    image: np.ndarray, texts: np.ndarray, scale: float, bias: float, kind: str, weights: tuple[float, ...]
+) -> tuple[list[float], tuple[np.ndarray, np.ndarray, float, float]]:
+    """Each view's loss; gradients of their weighted sum by image (B, E), texts (B, V, E), scale and bias."""
+    values, by_view = [], []
+    for view, weight in enumerate(weights):
+        text = texts[:, view]
+        if kind == "softmax":
+            values.append(softmax_loss(image, text, scale))
+            gradients = (*softmax_loss_gradients(image, text, scale), 0.0)
+        else:
+            values.append(sigmoid_loss(image, text, scale, bias))
+            gradients = sigmoid_loss_gradients(image, text, scale, bias)
+        by_view.append([weight * gradient for gradient in gradients])
+    by_image, by_text, by_scale, by_bias = zip(*by_view, strict=True)
+    return values, (sum(by_image), np.stack(by_text, axis=1), sum(by_scale), sum(by_bias))

@@ -40,7 +40,7 @@ def run(loss: str, sizes: list[int]) -> dict[str, np.ndarray]:
     state = jax.jit(lambda k: init_state(config, model, optimizer, k), out_shardings=shardings)(key)
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     gather = jax.jit(lambda tree: tree, out_shardings=whole)
-    step = jax.jit(functools.partial(train_step, config, model, small.SPECIAL, optimizer), donate_argnums=0)
+    step = jax.jit(functools.partial(train_step, config, model, small.SPECIAL, optimizer, mesh), donate_argnums=0)
     rows = process_rows(mesh, config.batch_size)
     arrays = {}
 

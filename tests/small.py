@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from clips_jax.batch import Batch, TokenizedText
 from clips_jax.config import (
@@ -66,6 +67,11 @@ def batch(config: Config, step: int = 0) -> Batch:
 
     images = rng.integers(0, 256, (rows, size, size, 3)).astype(np.uint8)
     return Batch(images, {name: text(c.length) for name, c in config.data.texts.items()})
+
+
+def one_device() -> Mesh:
+    """The mesh of a run on one device."""
+    return Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
 
 
 def assert_trees_close(a: Any, b: Any, **tolerance: float) -> None:
