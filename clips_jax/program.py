@@ -59,7 +59,7 @@ class StepProgram:
     def step(self) -> Any:
         """The jitted step: (state, batch) -> (state, metrics); the state is donated, the metrics are replicated."""
         return jax.jit(
-            functools.partial(train_step, self.config, self.model, self.special, self.optimizer),
+            functools.partial(train_step, self.config, self.model, self.special, self.optimizer, self.mesh),
             donate_argnums=0,
             out_shardings=(self.shardings, replicated(self.mesh)),
         )
