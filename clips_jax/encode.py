@@ -15,9 +15,12 @@ from jax.sharding import Mesh
 
 from clips_jax import masks
 from clips_jax.batch import TokenizedText
-from clips_jax.config import Config
+from clips_jax.config import Config, ConfigError, ViewConfig
 from clips_jax.data.open_tokenizer import Tokenizer
+from clips_jax.data.tokenizer import SPECIALS_PER_SEQUENCE
+from clips_jax.decoding import Decoding, without_specials, write
 from clips_jax.losses import caption_cross_entropy
+from clips_jax.models.captioner import ROW_AXES, Written
 from clips_jax.models.clips import Clips
 from clips_jax.preprocessing import Preprocessing
 from clips_jax.sharding import process_rows, replicated, to_devices
@@ -58,7 +61,7 @@ class Encoder:
         self._encode_images = compiled(self._image_embeddings)
         self._encode_texts = compiled(self._text_embeddings)
         self._score_captions = compiled(self._caption_scores)
-        self._write_captions = compiled(self._greedy_captions)
+        self._write_captions: dict[Decoding, Any] = {}
 
     def images(self, load: LoadImages, count: int) -> np.ndarray:
         """Embeddings of `count` pictures: float32 (count, E), L2-normalised."""
@@ -87,14 +90,49 @@ class Encoder:
         scores = self._run(arrays, count, self._score_captions)
         return scores[:, 0], scores[:, 1]
 
-    def captions(self, load: LoadImages, count: int, alt_texts: Sequence[str]) -> list[str]:
-        """Recaptions written greedily from picture and AltText."""
+    def captions(
+        self,
+        load: LoadImages,
+        count: int,
+        alt_texts: Sequence[str],
+        decoding: Decoding | None = None,
+        identities: Sequence[int] | None = None,
+    ) -> list[str]:
+        """Recaptions written from picture and AltText.
+
+        Args:
+          decoding: how; None is greedily.
+          identities: a number per picture, below 2**31, that sampling depends on; None is 0 … count - 1.
+
+        Raises:
+          ConfigError: the model cannot write, or not in this way.
+        """
+        decoding = decoding or Decoding()
+        self.check_decoding(decoding)
+        if decoding not in self._write_captions:
+            write = functools.partial(self._written_captions, decoding=decoding)
+            self._write_captions[decoding] = jax.jit(write, out_shardings=replicated(self._mesh))
 
         def arrays(rows: Sequence[int]) -> tuple[Any, ...]:
-            return load(rows), self._conditions(alt_texts, rows)
+            numbers = np.asarray([i if identities is None else identities[i] for i in rows], np.int32)
+            return load(rows), self._conditions(alt_texts, rows), numbers
 
-        tokens = self._run(arrays, count, self._write_captions)
+        tokens = self._run(arrays, count, self._write_captions[decoding])
         return [self._tokenizer.decode(row) for row in tokens]
+
+    def check_decoding(self, decoding: Decoding) -> None:
+        """Raises `ConfigError` if the model cannot write in this way."""
+        captioner = self._config.model.captioner
+        if captioner is None:
+            raise ConfigError(
+                "this model has no captioner: it cannot write. Train one with model.captioner set (the demo config has "
+                "one); imported CLIPS and OpenVision weights come without it."
+            )
+        if captioner.kind == "learnable" and decoding.strategy != "greedy":
+            raise ConfigError(
+                f"strategy {decoding.strategy}: this model's captioner is learnable, it predicts all positions in one "
+                "pass, so there is nothing to search or to sample. Use greedy, or train one that is teacher_forced."
+            )
 
     def _conditions(self, alt_texts: Sequence[str], rows: Sequence[int]) -> dict[str, np.ndarray]:
         """AltTexts as the views that the captioner is conditioned on."""
@@ -102,7 +140,13 @@ class Encoder:
         assert captioner
         texts = [alt_texts[i] for i in rows]
         names = [name for name in captioner.condition_on if name != "image"]
-        return {name: self._tokenizer.encode(texts, views[name].length) for name in names}
+        return {name: self._framed(texts, views[name]) for name in names}
+
+    def _framed(self, texts: Sequence[str], view: ViewConfig) -> np.ndarray:
+        """int32 (len(texts), view.length): the first `view.tokens_kept` tokens, laid out as training does."""
+        encoded = self._tokenizer.encode(texts, view.tokens_kept + SPECIALS_PER_SEQUENCE)
+        padding = np.full((len(texts), view.length - encoded.shape[1]), self._tokenizer.special.pad, np.int32)
+        return np.concatenate([encoded[:, :-1], padding, encoded[:, -1:]], axis=1)
 
     def _run(self, arrays: Callable[[Sequence[int]], tuple[Any, ...]], count: int, function: Any) -> np.ndarray:
         """`function(params, *arrays(rows))` for all rows 0 … count-1, a batch at a time."""
@@ -146,21 +190,25 @@ class Encoder:
         losses_BxT = caption_cross_entropy(hidden_BxTxD, head_DxV, targets_BxT)
         return jnp.stack([(losses_BxT * weights_BxT).sum(axis=1), weights_BxT.sum(axis=1)], axis=1)
 
-    def _greedy_captions(self, params: Any, images: jax.Array, conditions: dict[str, jax.Array]) -> jax.Array:
-        captioner = self._config.model.captioner
+    def _written_captions(
+        self,
+        params: Any,
+        images: jax.Array,
+        conditions: dict[str, jax.Array],
+        identities_B: jax.Array,
+        decoding: Decoding,
+    ) -> jax.Array:
+        captioner, special = self._config.model.captioner, self._tokenizer.special
         assert captioner
         tokens, views = self._tokens_and_views(params, images, conditions)
-
-        def predict(targets_BxT: jax.Array) -> jax.Array:
-            hidden_BxTxD, head_DxV = self._apply(params, tokens, views, targets_BxT, method="decode")
-            return jnp.einsum("btd,dv->btv", hidden_BxTxD, head_DxV).argmax(axis=-1).astype(jnp.int32)
-
-        empty_BxT = jnp.full((len(images), captioner.target_length), self._tokenizer.special.pad, jnp.int32)
         if captioner.kind == "learnable":
-            return predict(empty_BxT)
-        position_T = jnp.arange(captioner.target_length)
+            empty_BxT = jnp.full((len(images), captioner.target_length), special.pad, jnp.int32)
+            hidden_BxTxD, head_DxV = self._apply(params, tokens, views, empty_BxT, method="decode")
+            logits_BxTxV = jnp.einsum("btd,dv->btv", hidden_BxTxD.astype(jnp.float32), head_DxV)
+            return without_specials(logits_BxTxV, special).argmax(axis=-1).astype(jnp.int32)
 
-        def write_one(position: jax.Array, targets_BxT: jax.Array) -> jax.Array:
-            return jnp.where(position_T[None] == position, predict(targets_BxT), targets_BxT)
+        def step(written: Written, tokens_B: jax.Array, position: jax.Array) -> tuple[jax.Array, Written]:
+            return self._apply(params, written, tokens_B, position, method="next_token")
 
-        return jax.lax.fori_loop(0, captioner.target_length, write_one, empty_BxT)
+        start = self._apply(params, tokens, views, method="start_caption")
+        return write(step, start, ROW_AXES, identities_B, captioner.target_length, special, decoding)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from clips_jax.decoding import Decoding
 from clips_jax.preprocessing import Preprocessing
 
 # Positions in a split -> uint8 (n, S, S, 3).
@@ -39,6 +40,6 @@ class Encoder(Protocol):
         """Per picture: its target's summed cross-entropy in nats (count,), and the number of target tokens (count,)."""
         ...
 
-    def captions(self, load: Load, count: int, alt_texts: Sequence[str]) -> list[str]:
-        """A generated text per picture."""
+    def captions(self, load: Load, count: int, alt_texts: Sequence[str], decoding: Decoding | None = None) -> list[str]:
+        """A generated text per picture, greedily unless told otherwise."""
         ...

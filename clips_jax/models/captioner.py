@@ -28,6 +28,10 @@ class Written:
     real_BxP: jax.Array
 
 
+# The axis of the rows of each part of a `Written`.
+ROW_AXES = Written(cache=(1, 1), real_BxP=0)  # pyright: ignore[reportArgumentType] (numbers in place of arrays)
+
+
 class Captioner(nn.Module):
     """One transformer over [ image tokens | text tokens | target queries ] under the combination mask."""
 
@@ -104,4 +108,4 @@ class Captioner(nn.Module):
         place = written.real_BxP.shape[1] + position
         x_Bx1xD, cache = self.transformer(x_Bx1xD, mask_Bx1x1xC, written.cache, place)
         logits_BxV = self.norm(x_Bx1xD)[:, 0].astype(jnp.float32) @ self.head
-        return logits_BxV, written.replace(cache=cache)
+        return logits_BxV, Written(cache, written.real_BxP)

@@ -128,7 +128,7 @@ class FakeEncoder:
         words = np.asarray([len(text.split()) for text in targets])
         return 0.5 * words, words
 
-    def captions(self, load: Load, count: int, alt_texts: Sequence[str]) -> list[str]:
+    def captions(self, load: Load, count: int, alt_texts: Sequence[str], decoding: Any = None) -> list[str]:
         assert len(load(range(count))) == count
         return [f"A picture of {text}." for text in alt_texts]
 
