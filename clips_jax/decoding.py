@@ -116,10 +116,12 @@ def without_specials(logits_xV: jax.Array, special: SpecialTokens) -> jax.Array:
 
 def nucleus(logits_BxV: jax.Array, top_p: float) -> jax.Array:
     """Keeps the fewest likeliest tokens whose probabilities sum to at least `top_p`; the others become impossible."""
-    order_BxV = jnp.argsort(-logits_BxV, axis=-1)
-    sorted_BxV = jnp.take_along_axis(jax.nn.softmax(logits_BxV), order_BxV, axis=-1)
+    probabilities_BxV = jax.nn.softmax(logits_BxV)
+    sorted_BxV = -jnp.sort(-probabilities_BxV, axis=-1)
     before_BxV = jnp.cumsum(sorted_BxV, axis=-1) - sorted_BxV  # probability of the likelier ones
-    kept_BxV = jnp.take_along_axis(before_BxV < top_p, jnp.argsort(order_BxV, axis=-1), axis=-1)
+    # The least likely that is kept, rather than a second sort back; equals of it stay too.
+    least_Bx1 = jnp.where(before_BxV < top_p, sorted_BxV, jnp.inf).min(axis=-1, keepdims=True)
+    kept_BxV = probabilities_BxV >= least_Bx1
     return jnp.where(kept_BxV, logits_BxV, _NEVER)
 
 
