@@ -25,18 +25,15 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import jax
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import config_flags
 
 from clips_jax.checkpoint import CheckpointMismatch
 from clips_jax.config import ConfigError, to_dict
 from clips_jax.config.check import check_mesh
-from clips_jax.config.parse import from_config_dict
+from clips_jax.config.command_line import define_config_flag, parse_flags, read_config
 from clips_jax.sharding import join_processes
 from clips_jax.train import NonFiniteError, train
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file and its arguments: configs/NAME.py[:key=value,…]."
-)
+CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if it is not there.")
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and stop.")
 DISTRIBUTED = flags.DEFINE_bool(
@@ -64,18 +61,19 @@ def log_to_file(workdir: str) -> None:
             logging.get_absl_logger().addHandler(to_file)
 
 
+def cache_compilations(workdir: str) -> None:
+    """A run that starts again loads its compiled step from the workdir; JAX_COMPILATION_CACHE_DIR overrides."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(epath.Path(workdir) / "compilation_cache"))
+
+
 def main(argv: list[str]) -> None:
     """Reads the flags, checks the config, trains."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected argument {argv[1]!r}: flags start with --.")
     quiet_terminal()
     try:
-        if CONFIG.value is None:
-            raise app.UsageError("--config is missing: configs/NAME.py, configs/demo.py to begin with.")
-        path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-        if not os.path.exists(path):
-            raise ConfigError(f"--config: there is no file {path}.")
-        config = from_config_dict(CONFIG.value)
+        config = read_config(CONFIG)
         if PRINT_CONFIG.value:
             print(json.dumps(to_dict(config), indent=2))
             return
@@ -83,29 +81,12 @@ def main(argv: list[str]) -> None:
             raise app.UsageError("--workdir is missing: the folder that receives checkpoints, metrics and the report.")
         if DISTRIBUTED.value:
             join_processes()
+        cache_compilations(WORKDIR.value)
         check_mesh(config, jax.device_count())
         log_to_file(WORKDIR.value)
         train(config, WORKDIR.value)
     except (ConfigError, CheckpointMismatch, NonFiniteError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")  # the message says what to do; a traceback would bury it
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parsing, with errors of one line: ml_collections raises from deep inside, or carries a traceback along."""
-    try:
-        rest = flags.FLAGS(argv)
-    except AttributeError as error:  # --config.a.b=… where there is no such key
-        cause = error.args[0]
-        lines = str(cause.args[0] if isinstance(cause, Exception) else cause).splitlines()
-        wrong = [a for a in argv if a.startswith("--config.") and f"{lines[0]}" in map(repr, _path(a))]
-        sys.exit(f"ConfigError: {wrong[0] if wrong else lines[0]}: no such key. {' '.join(lines[1:])}".rstrip())
-    except flags.Error as error:
-        sys.exit(f"{str(error).strip().splitlines()[-1].removeprefix('clips_jax.config.')}\nSee --help.")
-    return rest
-
-
-def _path(argument: str) -> list[str]:
-    return argument.removeprefix("--config.").partition("=")[0].split(".")
 
 
 if __name__ == "__main__":
