@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from clips_jax.config import ConfigError
 from clips_jax.data.tokenizer import SpecialTokens
 
 # (state, tokens_B before `position`, position) -> logits_BxV float32 of the token at `position`, state
@@ -46,11 +47,11 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.beams < 1:
-            raise ValueError(f"beams: {self.beams} is not a number of beams; use 1 or more.")
+            raise ConfigError(f"beams: {self.beams} is not a number of beams; use 1 or more.")
         if not self.temperature > 0:
-            raise ValueError(f"temperature: {self.temperature} is not above 0; greedy is the limit towards 0.")
+            raise ConfigError(f"temperature: {self.temperature} is not above 0; greedy is the limit towards 0.")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: {self.top_p} is not a probability above 0.")
+            raise ConfigError(f"top_p: {self.top_p} is not a probability above 0.")
 
 
 def write(

@@ -38,6 +38,7 @@ class Encoder:
       image_size: pixels.
       preprocessing: how the model reads picture files; `preprocessing.pixels` makes what `images` loads.
       has_captioner: whether `caption_loss` and `captions` can be called.
+      reads_alt_text: whether the captioner looks at the AltText.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Encoder:
         self._precision = precision
         self.image_size = config.model.image.image_size
         self.has_captioner = config.model.captioner is not None
+        conditions = config.model.captioner.condition_on if config.model.captioner else ()
+        self.reads_alt_text = any(name != "image" for name in conditions)
         self._config, self._model, self._tokenizer, self._mesh = config, model, tokenizer, mesh
         compiled = functools.partial(jax.jit, out_shardings=replicated(mesh))
         self._encode_images = compiled(self._image_embeddings)

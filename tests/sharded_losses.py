@@ -1,6 +1,6 @@
 """The losses in float64 on meshes of 8 devices against the dense references; `test_losses.py` starts it as a process.
 
-    python -m tests.sharded_losses
+python -m tests.sharded_losses
 """
 
 import functools

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clips_jax.config import ConfigError
 from clips_jax.decoding import Decoding, nucleus, without_specials, write
 from clips_jax.models.captioner import ROW_AXES, Captioner
 from tests import small
@@ -117,7 +118,7 @@ def test_sampling_follows_the_truncated_distribution_and_the_seed():
 
 def test_settings_that_make_no_sense_are_named():
     for wrong in ({"beams": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
             Decoding("nucleus", **wrong)
 
 

@@ -31,7 +31,11 @@ def prepare(config):
     key = jax.random.key(0)
     optimizer = make_optimizer(config, jax.eval_shape(lambda k: init_params(config, model, k), key))
     state = init_state(config, model, optimizer, key)
-    return model, state, jax.jit(functools.partial(train_step, config, model, small.SPECIAL, optimizer, small.one_device()))
+    return (
+        model,
+        state,
+        jax.jit(functools.partial(train_step, config, model, small.SPECIAL, optimizer, small.one_device())),
+    )
 
 
 def test_the_loss_is_the_papers_sum():
@@ -69,7 +73,9 @@ def test_captioner_on_every_second_example_sees_these_examples():
     model, state, _ = prepared(config)
     batch = small.batch(config)
     odd = jax.tree.map(lambda x: x.at[1::2].set(x[1::2][::-1]), jax.tree.map(jnp.asarray, batch.texts["recaption"]))
-    loss = functools.partial(batch_loss, half, Clips(half.model, half.objective, small.SPECIAL.bos), small.SPECIAL, small.one_device())
+    loss = functools.partial(
+        batch_loss, half, Clips(half.model, half.objective, small.SPECIAL.bos), small.SPECIAL, small.one_device()
+    )
     parts = loss(state.params, batch, state.step)[1]
     changed = loss(state.params, batch.replace(texts=batch.texts | {"recaption": odd}), state.step)[1]
     assert parts["loss/caption"] == changed["loss/caption"]

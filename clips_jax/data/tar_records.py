@@ -93,6 +93,15 @@ class TarSource:
     def __len__(self) -> int:
         return len(self._places)
 
+    def keys(self) -> list[str]:
+        """By position the sample's key."""
+        return [place.sample.key for place in self._places]
+
+    @property
+    def files(self) -> list[str]:
+        """The tars."""
+        return self._files
+
     def read_each(self, indices: Sequence[int], features: Collection[str]) -> list[dict[str, Any] | BadRecord]:
         """The records at `indices`, in that order, each with all its features, or the error that names it."""
         del features  # reading less would save nothing

@@ -1,0 +1,177 @@
+"""Somebody's pictures by position: files, folders and tars, for what embeds, captions and searches them."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from clips_jax.data.examples import BadRecord
+from clips_jax.data.images import BadImage
+from clips_jax.data.tar_records import TarSource, is_tars
+
+# Names that are taken for pictures in a folder; what is inside decides whether they are. Other files are not looked at.
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+class Pictures:
+    """Pictures in order: as the paths are given, within a folder sorted by name, within tars as they lie.
+
+    A record is a dict: "id" (the key that joins to other tables: a tar's key, a file's path within its folder without
+    its ending), "image" (the undecoded file; b"" if it cannot be read) and "alt_text" (the text beside it: the tar's
+    .txt or its JSON's caption, a file's .txt; else "").
+
+    Attributes:
+      names: by position; a file's path, or a tar's pattern and key ("shards/{0..3}.tar#000012").
+    """
+
+    def __init__(self, paths: Sequence[str]):
+        """Opens `paths`: picture files, folders (with all folders in them), tars as `data.dataset` takes them.
+
+        Raises:
+          FileNotFoundError: a path is not there, or a folder has no picture; names it.
+        """
+        self.names: list[str] = []
+        self._ids: list[str] = []
+        self._places: list[tuple[TarSource | None, int]] = []
+        for path in paths:
+            if is_tars(path):
+                self._add_tars(path)
+            elif os.path.isdir(path):
+                self._add_folder(path)
+            elif os.path.isfile(path):
+                self._add_file(path, os.path.basename(path))
+            else:
+                raise FileNotFoundError(f"{path}: no such picture, folder or tar.")
+
+    def _add_tars(self, pattern: str) -> None:
+        source = TarSource(pattern)
+        for position, key in enumerate(source.keys()):
+            self.names.append(f"{pattern}#{key}")
+            self._ids.append(key)
+            self._places.append((source, position))
+
+    def _add_folder(self, folder: str) -> None:
+        files = list_pictures(folder)
+        if not files:
+            raise FileNotFoundError(f"{folder}: no picture in it; names must end in {', '.join(PICTURE_ENDINGS)}.")
+        for name in files:
+            self._add_file(os.path.join(folder, name), name)
+
+    def _add_file(self, path: str, name: str) -> None:
+        self.names.append(path)
+        self._ids.append(os.path.splitext(name)[0].replace(os.sep, "/"))
+        self._places.append((None, 0))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """The records at `positions`, in that order."""
+        return [self._read(position) for position in positions]
+
+    def _read(self, position: int) -> dict[str, Any]:
+        source, place = self._places[position]
+        record = {"id": self._ids[position], "image": b"", "alt_text": ""}
+        try:
+            if source is not None:
+                found = source.read_each([place], ("image", "alt_text"))[0]
+                if isinstance(found, BadRecord):
+                    return record
+                return record | {"image": found["image"], "alt_text": found["alt_text"]}
+            path = self.names[position]
+            with open(path, "rb") as file:
+                record["image"] = file.read()
+            text = os.path.splitext(path)[0] + ".txt"
+            if os.path.isfile(text):
+                with open(text, encoding="utf-8", errors="replace") as file:
+                    record["alt_text"] = file.read().strip()
+        except (OSError, ValueError):
+            pass  # b"" is no picture; whoever decodes it counts it
+        return record
+
+    def states(self) -> list[tuple[int, int]]:
+        """By position what changes with the picture: size and time of change (ns) of its file or tars; -1 if gone."""
+        tars: dict[int, tuple[int, int]] = {}
+        found = []
+        for name, (source, _) in zip(self.names, self._places, strict=True):
+            if source is None:
+                found.append(_state([name]))
+            else:
+                if id(source) not in tars:
+                    tars[id(source)] = _state(source.files)
+                found.append(tars[id(source)])
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Some pictures in a row, decoded.
+
+    Attributes:
+      start: position of the first.
+      records: without the bytes of their pictures; with "sha256" of these, in hexadecimal.
+      images: uint8 (n, S, S, 3); grey where the picture cannot be read.
+      errors: by record why its picture cannot be read, "" if it can.
+    """
+
+    start: int
+    records: list[dict[str, Any]]
+    images: np.ndarray
+    errors: list[str]
+
+
+def decoded_chunks(
+    pictures: Pictures, pixels: Callable[[bytes], np.ndarray], chunk_size: int, start: int = 0
+) -> Iterator[Chunk]:
+    """All pictures from `start` on, `chunk_size` at a time; the next chunk is decoded while the caller uses one.
+
+    Args:
+      pixels: from a picture file to uint8 (S, S, 3), raising `BadImage`; a model's `preprocessing.pixels`.
+    """
+
+    def decode(record: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None, str]:
+        data = record.pop("image")
+        record["sha256"] = hashlib.sha256(data).hexdigest()
+        try:
+            return record, pixels(data), ""
+        except BadImage as error:
+            return record, None, str(error) if data else "the file cannot be read, or is empty"
+
+    def load(first: int) -> Chunk:
+        positions = range(first, min(first + chunk_size, len(pictures)))
+        found = list(decoders.map(decode, pictures.read(positions)))
+        shape = next((image.shape for _, image, _ in found if image is not None), (1, 1, 3))
+        grey = np.full(shape, 128, np.uint8)
+        images = np.stack([grey if image is None else image for _, image, _ in found])
+        return Chunk(first, [record for record, _, _ in found], images, [error for _, _, error in found])
+
+    starts = range(start, len(pictures), chunk_size)
+    with ThreadPoolExecutor(os.cpu_count()) as decoders, ThreadPoolExecutor(1) as ahead:
+        coming = [ahead.submit(load, first) for first in starts[:1]]
+        for first in starts:
+            chunk = coming.pop().result()
+            if first + chunk_size < len(pictures):
+                coming.append(ahead.submit(load, first + chunk_size))
+            yield chunk
+
+
+def list_pictures(folder: str) -> list[str]:
+    """Paths within `folder` of its picture files, also in folders inside it, sorted; hidden ones are left out."""
+    found = []
+    for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names = [name for name in files if name.lower().endswith(PICTURE_ENDINGS) and not name.startswith(".")]
+        found += [os.path.relpath(os.path.join(where, name), folder) for name in names]
+    return sorted(found)
+
+
+def _state(files: Sequence[str]) -> tuple[int, int]:
+    try:
+        stats = [os.stat(path) for path in files]
+    except OSError:
+        return -1, -1
+    return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
