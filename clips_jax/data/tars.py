@@ -59,6 +59,7 @@ def index_tar(file: BinaryIO, size: int) -> TarIndex:
       size: its bytes.
     """
     builder = _IndexBuilder(size)
+    file.seek(0)  # tarfile starts where the file stands
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:

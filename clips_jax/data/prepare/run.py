@@ -1,0 +1,144 @@
+"""A whole run: plan, join, shards, duplicates, manifest. Shards that are up to date are not made again."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TextIO
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from clips_jax.data.prepare import dataset, duplicates, join, shard, storage, tar_source
+from clips_jax.data.prepare.plan import Plan
+from clips_jax.data.prepare.progress import progress
+from clips_jax.data.prepare.rows import Task
+
+DIRECT = "DirectRunner"
+_CHECKS_AT_ONCE = 16  # notes read at once, which hides the latency of a remote file system
+
+
+class NothingUsable(ValueError):
+    """No row of the input gave a record. The manifest and the list of rejected rows are written and say why."""
+
+
+def direct_options(workers: int) -> PipelineOptions:
+    """Beam's options for this machine: worker processes, or none beside this one."""
+    if workers <= 1:
+        return PipelineOptions([f"--runner={DIRECT}", "--direct_running_mode=in_memory"])
+    flags = [f"--runner={DIRECT}", "--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+    return PipelineOptions([*flags, "--default_sdk_harness_log_level=WARNING"])
+
+
+def prepare(plan: Plan, card: dataset.Card, options: PipelineOptions) -> dict[str, Any]:
+    """Prepares a split; a second run does only what is missing or changed.
+
+    Args:
+      plan: what to make.
+      card: what the data set says about itself.
+      options: Beam's: the runner and its own options.
+
+    Returns:
+      the manifest.
+
+    Raises:
+      FileNotFoundError, ValueError: input that is not there or not what it is said to be.
+      NothingUsable: no record came out.
+      BlockingIOError: another run is writing this split.
+    """
+    with _alone(plan):
+        tar_source.drop_scratch(plan.work)
+        tasks, planned = plan.source.tasks(plan.work)
+        dataset.check_features(plan)
+        recaptions = getattr(plan.source, "recaptions", None)
+        fingerprint = join.join_fingerprint(plan, tasks, recaptions) if recaptions else ""
+        notes = _notes(plan, tasks, fingerprint)
+        todo = [task for task in tasks if notes[task.number] is None]
+        if not storage.exists(_duplicates_path(plan)):
+            todo = tasks
+        if todo:
+            dataset.withdraw(plan)
+            storage.remove(_duplicates_path(plan))
+            for task in todo:
+                storage.remove(plan.work_path(task.number, len(tasks), "done.json"))
+            with _log(plan) as terminal:
+                if recaptions and not join.is_joined(plan, tasks, fingerprint):
+                    with beam.Pipeline(options=options) as pipeline:
+                        join.add_join(pipeline, plan, tasks, recaptions)
+                    join.note_joined(plan, fingerprint)
+                with progress(plan, todo, len(tasks), terminal), beam.Pipeline(options=options) as pipeline:
+                    _add_shards(pipeline, plan, tasks, todo, fingerprint)
+            notes = _notes(plan, tasks, fingerprint)
+        missing = [number for number, note in enumerate(notes) if note is None]
+        if missing:
+            raise RuntimeError(
+                f"Shards {missing[:5]} are not done, although the pipeline ended: was the input changed?"
+            )
+        found = storage.read_json(_duplicates_path(plan))
+        manifest = dataset.finish(plan, tasks, [note for note in notes if note], planned, found, card)
+    if not manifest["rows_out"]:
+        raise NothingUsable(f"none of {manifest['rows_in']} rows gave a record")
+    return manifest
+
+
+def _add_shards(pipeline: Any, plan: Plan, tasks: list[Task], todo: list[Task], fingerprint: str) -> None:
+    """Adds making the shards of `todo`, and counting duplicates over all, to a Beam pipeline."""
+    there = sorted({task.number for task in tasks} - {task.number for task in todo})
+    made = (
+        pipeline
+        | "Tasks" >> beam.Create(todo)
+        | "SpreadTasks" >> beam.Reshuffle()
+        | "MakeShard" >> beam.Map(_make, plan, len(tasks), fingerprint)
+    )
+    shards = (made, pipeline | "ShardsThere" >> beam.Create(there)) | "AllShards" >> beam.Flatten()
+    duplicates.add_duplicates(shards, plan, len(tasks), _duplicates_path(plan))
+
+
+def _make(task: Task, plan: Plan, count: int, fingerprint: str) -> int:
+    shard.make_shard(plan, task, count, fingerprint)
+    return task.number
+
+
+def _duplicates_path(plan: Plan) -> str:
+    return os.path.join(plan.work, "duplicates.json")
+
+
+def _notes(plan: Plan, tasks: list[Task], fingerprint: str) -> list[dict[str, Any] | None]:
+    """What is noted about each shard, None where it must be made."""
+    with ThreadPoolExecutor(_CHECKS_AT_ONCE) as pool:
+        return list(pool.map(lambda task: shard.done(plan, task, len(tasks), fingerprint), tasks))
+
+
+@contextlib.contextmanager
+def _log(plan: Plan) -> Iterator[TextIO]:
+    """Sends what Beam and its workers say to `work/SPLIT/beam.log`; yields what still shows on the terminal."""
+    if not storage.is_local(plan.work):
+        yield sys.stderr
+        return
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with open(os.path.join(plan.work, "beam.log"), "w") as log, open(saved, "w", closefd=False) as terminal:
+            os.dup2(log.fileno(), 2)
+            yield terminal
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+@contextlib.contextmanager
+def _alone(plan: Plan) -> Iterator[None]:
+    """Keeps a second run on this machine off the same split; the lock goes with the process."""
+    if not storage.is_local(plan.work):
+        yield
+        return
+    import fcntl
+
+    os.makedirs(plan.work, exist_ok=True)
+    with open(os.path.join(plan.work, "lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"Another run is writing {plan.folder}, split {plan.split}.") from error
+        yield
