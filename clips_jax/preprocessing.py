@@ -31,7 +31,8 @@ class Preprocessing:
         do not fill the picture (384 px in patches of 14).
       resize: "squash" straight to a square; "shortest" keeps the aspect ratio and crops the centre.
       interpolation: Pillow's filter, which is antialiased.
-      upright: EXIF orientation applied, transparency over white. False is what open_clip does: neither of the two.
+      upright: EXIF orientation applied, transparency over white. False is what open_clip does: neither of the two, and
+        a palette is resized as it is, before it becomes RGB.
       mean, std: per channel, of values in 0 to 1.
     """
 
@@ -51,12 +52,12 @@ class Preprocessing:
     def pixels(self, data: bytes) -> np.ndarray:
         """A picture file as uint8 (S, S, 3); raises `BadImage` if it cannot be read."""
         picture = Picture(data)  # refuses what is too large before anything is decoded
-        image = picture.decode() if self.upright else _plain_rgb(data)
+        image = picture.decode() if self.upright else _as_stored(data)
         if self.resize == "squash":
             image = image.resize((self.size, self.size), _FILTERS[self.interpolation])
         else:
             image = _shortest_and_crop(image, self.size, _FILTERS[self.interpolation])
-        return np.asarray(image)[: self.image_size, : self.image_size]
+        return np.asarray(image.convert("RGB"))[: self.image_size, : self.image_size]
 
     def normalize(self, images_BxSxSx3: jax.Array) -> jax.Array:
         """uint8 (B, S, S, 3) -> float32, zero mean and unit variance per channel; on the device."""
@@ -64,10 +65,11 @@ class Preprocessing:
         return (images_BxSxSx3.astype(jnp.float32) / 255 - mean_1x1x1x3) / std_1x1x1x3
 
 
-def _plain_rgb(data: bytes) -> Image.Image:
+def _as_stored(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
+            image.load()
+            return image
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise BadImage(f"not a readable picture ({len(data)} bytes): {error}") from error
 

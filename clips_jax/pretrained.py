@@ -72,6 +72,24 @@ class Pretrained:
     samples_seen: int
 
 
+@dataclasses.dataclass(frozen=True)
+class _RunTime:
+    """What a caller wants, whatever the model's config says; see `load`."""
+
+    mesh: MeshConfig
+    exact: bool
+    batch_size: int
+
+    def applied_to(self, config: Config) -> Config:
+        # The training batch size plays no part here, but must divide over the devices.
+        changes: dict[str, Any] = {"mesh": self.mesh, "batch_size": config.batch_size * jax.device_count()}
+        if self.exact:
+            changes["model"] = dataclasses.replace(config.model, dtype="float32")
+        if self.batch_size:
+            changes["evaluation"] = dataclasses.replace(config.evaluation, batch_size=self.batch_size)
+        return dataclasses.replace(config, **changes)
+
+
 def load(
     path: str,
     *,
@@ -80,6 +98,7 @@ def load(
     mesh: MeshConfig | None = None,
     positions: Positions = "",
     exact: bool = False,
+    batch_size: int = 0,
 ) -> Pretrained:
     """Opens a model on all devices.
 
@@ -90,19 +109,21 @@ def load(
       data_dir: of a workdir: TFDS folder, if the data has moved since.
       mesh: None spreads the batch over all devices, each with all parameters.
       positions: of a model folder: how the image position table is held. "" is sin-cos, an error if it is not.
+      batch_size: pictures or texts that the encoder takes at once; 0 is what the config says.
       exact: compute in float32 at the highest matmul precision, whatever the model was trained in.
 
     Raises:
       FileNotFoundError: no model there. WrongWeights: one that ours cannot hold. CheckpointMismatch: another tokenizer
         lies where the run's was. ConfigError: it does not fit these devices.
     """
+    run_time = _RunTime(mesh or MeshConfig(), exact, batch_size)
     if is_workdir(path):
         if positions:
             raise ConfigError(f"positions is for imported models; {path} is a workdir, whose config says it.")
-        return _from_workdir(path, step, data_dir, mesh or MeshConfig(), exact)
+        return _from_workdir(path, step, data_dir, run_time)
     if step is not None:
         raise ConfigError(f"step is for workdirs; {path} is none.")
-    return _from_folder(path, mesh or MeshConfig(), positions, exact)
+    return _from_folder(path, positions, run_time)
 
 
 def is_workdir(path: str) -> bool:
@@ -110,7 +131,7 @@ def is_workdir(path: str) -> bool:
     return (epath.Path(path) / "checkpoints").exists()
 
 
-def _from_workdir(workdir: str, step: int | None, data_dir: str, mesh: MeshConfig, exact: bool) -> Pretrained:
+def _from_workdir(workdir: str, step: int | None, data_dir: str, run_time: "_RunTime") -> Pretrained:
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         steps = checkpoints.steps()
         if not steps or (step is not None and step not in steps):
@@ -118,17 +139,17 @@ def _from_workdir(workdir: str, step: int | None, data_dir: str, mesh: MeshConfi
             raise FileNotFoundError(f"{checkpoints.directory} has no complete {wanted}; there are steps {steps}.")
         step = steps[-1] if step is None else step
         meta: dict[str, Any] = checkpoints.meta(step)
-        config = _runtime_config(from_config_dict(meta["config"]), mesh, exact)
+        config = run_time.applied_to(from_config_dict(meta["config"]))
         if data_dir:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
         program = make_program(config)
         check_tokenizer(meta["tokenizer"], program.tokenizer_identity(), checkpoints.path(step))
         params = checkpoints.restore_params(step, program.state_shapes.params)
     preprocessing = Preprocessing.of_training(config.model.image.image_size)
-    return _pretrained(workdir, config, program.tokenizer, preprocessing, program.mesh, params, exact, step, meta)
+    return _pretrained(workdir, config, program.tokenizer, preprocessing, program.mesh, params, run_time, step, meta)
 
 
-def _from_folder(path: str, mesh_config: MeshConfig, positions: Positions, exact: bool) -> Pretrained:
+def _from_folder(path: str, positions: Positions, run_time: "_RunTime") -> Pretrained:
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no {path}; a training workdir or a model folder is wanted.")
@@ -156,11 +177,10 @@ def _from_folder(path: str, mesh_config: MeshConfig, positions: Positions, exact
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model's token table "
             f"{config.model.text.vocab_size} rows: they do not belong together."
         )
-    config = dataclasses.replace(config, tokenizer=TokenizerConfig(path=folder))
-    config = _runtime_config(config, mesh_config, exact)
+    config = run_time.applied_to(dataclasses.replace(config, tokenizer=TokenizerConfig(path=folder)))
     mesh = make_mesh(config)
     params = _on_devices(params, config, tokenizer, mesh)
-    return _pretrained(path, config, tokenizer, preprocessing, mesh, params, exact, (own or {}).get("step", 0), own)
+    return _pretrained(path, config, tokenizer, preprocessing, mesh, params, run_time, (own or {}).get("step", 0), own)
 
 
 def _own_params(folder: str, config: Config) -> Any:
@@ -211,14 +231,6 @@ def imported_config(model: ModelConfig, with_bias: bool, tokenizer: str) -> Conf
     )
 
 
-def _runtime_config(config: Config, mesh: MeshConfig, exact: bool) -> Config:
-    # The batch size plays no part here, but must divide over the devices.
-    changes: dict[str, Any] = {"mesh": mesh, "batch_size": config.batch_size * jax.device_count()}
-    if exact:
-        changes["model"] = dataclasses.replace(config.model, dtype="float32")
-    return dataclasses.replace(config, **changes)
-
-
 def _pretrained(
     path: str,
     config: Config,
@@ -226,12 +238,12 @@ def _pretrained(
     preprocessing: Preprocessing,
     mesh: Mesh,
     params: Any,
-    exact: bool,
+    run_time: "_RunTime",
     step: int,
     meta: dict[str, Any] | None,
 ) -> Pretrained:
     model = Clips(config.model, config.objective, tokenizer.special.bos)
-    encoder = Encoder(config, model, tokenizer, mesh, params, preprocessing, "highest" if exact else None)
+    encoder = Encoder(config, model, tokenizer, mesh, params, preprocessing, "highest" if run_time.exact else None)
     samples_seen = int((meta or {}).get("samples_seen", 0))
     return Pretrained(path, config, model, tokenizer, preprocessing, mesh, params, encoder, step, samples_seen)
 

@@ -8,6 +8,8 @@ mean over seeds 0 to 2), `method=clip` 39.5 / 41.2. `smoke=True`: 31 seconds, ch
 Arguments (after a colon, `configs/demo.py:method=clip,smoke=True`):
   method: clips (default); clip, AltText only; recap_mix, one text per picture: AltText (0.8) or recaption (0.2).
   captioner: False trains without the captioner. clip and recap_mix have none.
+  released_format: True builds what the released CLIPS models are, so that other libraries can hold it exactly: a class
+    token, the mean over patches, padding attended to, both views equally long.
   smoke: a tiny model and 20 steps, to see everything run.
 """
 
@@ -21,7 +23,7 @@ VOCAB_SIZE = 2048  # rows of the token table; the built-in tokenizer has 2000 pi
 
 def get_config(arguments: str | None = None) -> ConfigDict:
     """The config; see the module's docstring for the arguments."""
-    arg = parse_arguments(arguments, method="clips", captioner=True, smoke=False)
+    arg = parse_arguments(arguments, method="clips", captioner=True, released_format=False, smoke=False)
     captioner = {}
     if arg.captioner and arg.method == "clips":
         captioner = dict(kind="teacher_forced", target_length=32, every=8, condition_on=("image", "alt"))
@@ -39,9 +41,13 @@ def get_config(arguments: str | None = None) -> ConfigDict:
         jitter=0.15,
         grayscale_probability=0.05,
     )
-    config.model = common.model("nano" if arg.smoke else "micro", 32, 8, VOCAB_SIZE, text_length=48, **captioner)
-    config.model.image.pool = "concatenate"
-    config.objective = dict(views=common.views(arg.method, alt_length=14, recap_length=24), caption_weight=0.25)
+    alt_length, recap_length = (24, 24) if arg.released_format else (14, 24)
+    text_length = recap_length if arg.released_format else 48
+    config.model = common.model("nano" if arg.smoke else "micro", 32, 8, VOCAB_SIZE, text_length, **captioner)
+    config.model.image.pool = "mean" if arg.released_format else "concatenate"
+    config.model.image.class_token = arg.released_format
+    config.model.text.mask_padding = not arg.released_format
+    config.objective = dict(views=common.views(arg.method, alt_length, recap_length), caption_weight=0.25)
     config.optimizer = dict(
         learning_rate=1e-3,
         warmup_samples=config.total_samples // 20,
