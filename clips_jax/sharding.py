@@ -21,13 +21,13 @@ BATCH = P(("data", "fsdp"))
 
 # Block parameters carry the scan's layer axis in front.
 RULES = (
-    (r".*/blocks/attention/(query|key|value)/kernel$", P(None, "fsdp", "tensor", None)),
-    (r".*/blocks/attention/(query|key|value)/bias$", P(None, "tensor", None)),
-    (r".*/blocks/attention/out/kernel$", P(None, "tensor", None, "fsdp")),
+    (r".*/blocks/(cross_)?attention/(query|key|value)/kernel$", P(None, "fsdp", "tensor", None)),
+    (r".*/blocks/(cross_)?attention/(query|key|value)/bias$", P(None, "tensor", None)),
+    (r".*/blocks/(cross_)?attention/out/kernel$", P(None, "tensor", None, "fsdp")),
     (r".*/blocks/mlp/up/kernel$", P(None, "fsdp", "tensor")),
     (r".*/blocks/mlp/up/bias$", P(None, "tensor")),
     (r".*/blocks/mlp/down/kernel$", P(None, "tensor", "fsdp")),
-    (r".*/blocks/(attention/out|mlp/down)/bias$", P()),
+    (r".*/blocks/((cross_)?attention/out|mlp/down)/bias$", P()),
     (r".*/norm\w*/(scale|bias)$", P()),
     (r"image/patches/kernel$", P(None, "fsdp")),
     (r"(image|text)/head/kernel$", P("fsdp", None)),

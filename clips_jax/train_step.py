@@ -16,10 +16,12 @@ from clips_jax.batch import Batch
 from clips_jax.config import Config
 from clips_jax.data.tokenizer import SpecialTokens
 from clips_jax.models.clips import Clips, Outputs, every_nth
+from clips_jax.models.token_dropping import draw_kept
 from clips_jax.optimizer import learning_rate_schedule
 
 # Keys of the randomness inside a step, folded into the example's key.
-JITTER_STREAM, VIEW_STREAM = 0, 1
+JITTER_STREAM, VIEW_STREAM = 0, 1  # views are numbered from VIEW_STREAM on
+IMAGE_TOKEN_STREAM = 2**16
 
 
 @flax.struct.dataclass
@@ -91,7 +93,8 @@ def batch_loss(
     if captioner:
         targets_BxT, weights_BxT = masks.caption_target(batch.texts[captioner.target], captioner.target_length, special)
         targets = every_nth(targets_BxT, captioner.every), every_nth(weights_BxT, captioner.every)
-    outputs = model.apply({"params": params}, images_BxHxWx3, views, targets_BxT)
+    kept = draw_kept(config.model, fold(keys_B, IMAGE_TOKEN_STREAM))
+    outputs = model.apply({"params": params}, images_BxHxWx3, views, targets_BxT, kept)
     assert isinstance(outputs, Outputs)
     parts = loss_parts(config, outputs, targets, mesh)
     return parts["loss"], parts | {"logit_scale": outputs.scale}

@@ -92,6 +92,17 @@ def _check_model(model: ModelConfig) -> None:
             f"model.image.image_size: {image.image_size} is not a multiple of patch_size {image.patch_size}; "
             f"use {' or '.join(str(s) for s in (down, down + image.patch_size) if s)}."
         )
+    if image.keep_tokens < 1 and image.pool == "concatenate":
+        raise ConfigError(
+            f"model.image.keep_tokens: {image.keep_tokens}, but pool='concatenate' reads every patch in its place; "
+            "use pool='mean'."
+        )
+    shares = {"model.image.keep_tokens": image.keep_tokens}
+    if model.captioner:
+        shares["model.captioner.keep_image_tokens"] = model.captioner.keep_image_tokens
+    for path, share in shares.items():
+        if not 0 < share <= 1:
+            raise ConfigError(f"{path}: {share} is not a share above 0, up to 1.")
     if image.positions == "sincos2d" and image.transformer.width % 4:
         raise ConfigError(f"model.image.transformer.width: {image.transformer.width} must divide by 4 for sincos2d.")
 

@@ -32,6 +32,8 @@ class ImageTowerConfig:
       pool: "mean" over the patches (the recipe); "concatenate" reads every patch in its place through the head, which
         learns much faster on few pictures and steps, and ties the head to the resolution.
       positions: "sincos2d" is fixed (MoCo v3 layout) and follows the resolution; "learned" is a parameter.
+      keep_tokens: share of the patches that a training example keeps, drawn anew each time (FLIP, CLIPA); 1 is all.
+        Kept patches keep their positions; evaluation sees every patch.
     """
 
     transformer: TransformerConfig
@@ -40,6 +42,7 @@ class ImageTowerConfig:
     class_token: bool = False
     pool: Literal["mean", "concatenate"] = "mean"
     positions: Literal["sincos2d", "learned"] = "sincos2d"
+    keep_tokens: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,19 +67,23 @@ class CaptionerConfig:
 
     Attributes:
       kind: "learnable" predicts every position from learned queries in one pass (the released recipe);
-        "teacher_forced" is autoregressive.
+        "teacher_forced" is autoregressive; "cross_attention" is too, but reads picture and text through
+        cross-attention instead of as a prefix (CoCa).
       target: name of the text to write.
       target_length: positions predicted, the closing EOS included.
       condition_on: "image" and names of text views.
       every: the captioner trains on every n-th example of a batch; 1 is all of them.
+      keep_image_tokens: share of the image tower's tokens that the captioner is given in training, drawn anew for each
+        example (OpenVision 2: 0.25 to 0.35); 1 is all.
     """
 
     transformer: TransformerConfig
-    kind: Literal["learnable", "teacher_forced"] = "learnable"
+    kind: Literal["learnable", "teacher_forced", "cross_attention"] = "learnable"
     target: str = "recaption"
     target_length: int = 128
     condition_on: tuple[str, ...] = ("image", "alt")
     every: int = 1
+    keep_image_tokens: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

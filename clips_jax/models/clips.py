@@ -13,8 +13,10 @@ import jax.numpy as jnp
 
 from clips_jax.config import ModelConfig, ObjectiveConfig
 from clips_jax.models.captioner import Captioner, Prefix, Written
+from clips_jax.models.cross_attention import CrossAttentionCaptioner
 from clips_jax.models.image_tower import ImageTower
 from clips_jax.models.text_tower import TextTower
+from clips_jax.models.token_dropping import Kept, select
 
 View = tuple[jax.Array, jax.Array]  # tokens int (B, L), real bool (B, L)
 
@@ -59,13 +61,19 @@ class Clips(nn.Module):
     bos: int
 
     def setup(self) -> None:
-        """Declares the parts: `image`, `text` (if there are views), `captioner` (if there is one)."""
+        """Declares the parts: `image`, `text` (if there are views), `captioner` (if there is one).
+
+        Without a contrastive loss nothing leads into the joint space: the towers then have no head.
+        """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        self.image = ImageTower(config.image, config.joint_dim, dtype)
+        contrastive = self.objective.contrastive != "none"
+        self.image = ImageTower(config.image, config.joint_dim if contrastive else 0, dtype)
         if self.objective.views:
-            self.text = TextTower(config.text, config.joint_dim, dtype)
+            self.text = TextTower(config.text, config.joint_dim if contrastive else 0, dtype)
         if config.captioner:
-            self.captioner = Captioner(config.captioner, config.text.vocab_size, dtype)
+            cross = config.captioner.kind == "cross_attention"
+            kind = CrossAttentionCaptioner if cross else Captioner
+            self.captioner = kind(config.captioner, config.text.vocab_size, dtype)
         if self.objective.contrastive != "none":
             log_scale = nn.initializers.constant(math.log(self.objective.scale_init))
             self.logit_scale = self.param("logit_scale", log_scale, ())
@@ -106,21 +114,29 @@ class Clips(nn.Module):
             prefix[name] = (tokens[name], real)
         return prefix
 
-    def __call__(self, images_BxHxWx3: jax.Array, views: dict[str, View], targets_BxT: jax.Array | None) -> Outputs:
+    def __call__(
+        self,
+        images_BxHxWx3: jax.Array,
+        views: dict[str, View],
+        targets_BxT: jax.Array | None,
+        kept: Kept = Kept(),  # noqa: B008 (frozen)
+    ) -> Outputs:
         """The training pass.
 
         Args:
           images_BxHxWx3: float32 (B, H, W, 3), normalised.
           views: by name, framed tokens.
           targets_BxT: int (B, T), the captioner's targets; None without captioner.
+          kept: the image tokens that this step keeps.
         """
-        features_BxE, tokens_BxNxD = self.image(images_BxHxWx3)
+        features_BxE, tokens_BxNxD = self.image(images_BxHxWx3, kept.tower)
         texts, tokens = {}, {"image": tokens_BxNxD}
         for name, view in views.items():
             texts[name], tokens[name] = self.text(*view)
         caption = None
         if self.config.captioner and targets_BxT is not None:
             every = self.config.captioner.every
+            tokens["image"] = select(tokens_BxNxD, kept.captioner)
             caption = self.decode(every_nth(tokens, every), every_nth(views, every), every_nth(targets_BxT, every))
         has_scale, has_bias = self.objective.contrastive != "none", self.objective.contrastive == "sigmoid"
         return Outputs(

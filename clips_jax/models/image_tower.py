@@ -10,6 +10,7 @@ import numpy as np
 
 from clips_jax.config import ImageTowerConfig
 from clips_jax.models.layers import Dense, LayerNorm, Transformer
+from clips_jax.models.token_dropping import select
 
 # ImageNet channel statistics, of values in 0 to 1 (the recipe; torchvision).
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -35,18 +36,24 @@ def sincos_positions(grid: int, width: int) -> np.ndarray:
 
 
 class ImageTower(nn.Module):
-    """ViT: patches -> blocks -> mean over patches -> LayerNorm -> projection (or `pool="concatenate"`)."""
+    """ViT: patches -> blocks -> mean over patches -> LayerNorm -> projection (or `pool="concatenate"`).
+
+    Attributes:
+      joint_dim: width of the features; 0 leaves out the last norm and the projection, for models that are not
+        contrastive: the features are then the mean itself.
+    """
 
     config: ImageTowerConfig
     joint_dim: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images_BxHxWx3: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, images_BxHxWx3: jax.Array, kept_BxK: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Encodes normalised pictures.
 
         Args:
           images_BxHxWx3: float (B, image_size, image_size, 3), see `normalize`.
+          kept_BxK: int (B, K), the patches that are looked at (`token_dropping`); None is all of them.
 
         Returns:
           features_BxE: in `dtype`, not L2-normalised.
@@ -67,7 +74,7 @@ class ImageTower(nn.Module):
             shape = (grid**2 + config.class_token, width)
             table = self.param("positions", nn.initializers.normal(width**-0.5), shape)
             class_position_1xD, positions_NxD = table[: config.class_token], table[config.class_token :]
-        x_BxNxD = x_BxNxD + positions_NxD.astype(self.dtype)[None]
+        x_BxNxD = select(x_BxNxD + positions_NxD.astype(self.dtype)[None], kept_BxK)
         if config.class_token:
             token_1xD = self.param("class_token", nn.initializers.zeros, (1, width)) + class_position_1xD
             token_Bx1xD = jnp.broadcast_to(token_1xD.astype(self.dtype)[None], (x_BxNxD.shape[0], 1, width))
@@ -76,5 +83,7 @@ class ImageTower(nn.Module):
         pooled_BxD = x_BxNxD[:, int(config.class_token) :]
         if config.pool == "mean":
             pooled_BxD = pooled_BxD.mean(axis=1)
+        if not self.joint_dim:
+            return pooled_BxD.reshape(len(x_BxNxD), -1), x_BxNxD
         pooled_BxD = LayerNorm(dtype=self.dtype, name="norm")(pooled_BxD).reshape(len(x_BxNxD), -1)
         return Dense(self.joint_dim, use_bias=False, dtype=self.dtype, name="head")(pooled_BxD), x_BxNxD

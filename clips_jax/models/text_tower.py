@@ -16,6 +16,9 @@ class TextTower(nn.Module):
 
     CLS takes the last row of the position table whatever the sequence's length. A view of 32 tokens is then the same
     sequence as one of 80 with its padding cut away, and with `mask_padding` gives the same features.
+
+    Attributes:
+      joint_dim: width of the features; 0 leaves out the projection, as in `ImageTower`.
     """
 
     config: TextTowerConfig
@@ -47,5 +50,7 @@ class TextTower(nn.Module):
             mask_Bx1xLxL = jnp.broadcast_to(real_BxL[:, None, None, :], (len(real_BxL), 1, length, length))
         x_BxLxD = Transformer(config.transformer, self.dtype, name="transformer")(x_BxLxD, mask_Bx1xLxL)
         x_BxLxD = LayerNorm(dtype=self.dtype, name="norm")(x_BxLxD)
+        if not self.joint_dim:
+            return x_BxLxD[:, -1], x_BxLxD
         features_BxE = Dense(self.joint_dim, use_bias=False, dtype=self.dtype, name="head")(x_BxLxD[:, -1])
         return features_BxE, x_BxLxD
