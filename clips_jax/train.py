@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from clips_jax.batch import Batch
 from clips_jax.checkpoint import Checkpoints, check_config, check_tokenizer
 from clips_jax.config import Config, to_dict
+from clips_jax.data.bad_records import Replaced
 from clips_jax.data.pipeline import train_batches
 from clips_jax.encode import Encoder
 from clips_jax.evaluators.results import flatten, results_table, write_results
@@ -96,7 +97,7 @@ class _Loop:
         self.splits = Splits(self.config, self.encoder)  # opened once, embedded anew at each evaluation
         self.last_saved = first_step if checkpoints.latest_step() == first_step else None
 
-    def run(self, state: TrainState, batches: Iterator[tuple[Batch, dict[str, int]]]) -> TrainState:
+    def run(self, state: TrainState, batches: Iterator[tuple[Batch, Replaced]]) -> TrainState:
         """All remaining steps; `batches` are theirs."""
         config, mesh, total = self.config, self.program.mesh, self.config.total_steps
         step_function = self.program.step()

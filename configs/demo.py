@@ -40,6 +40,8 @@ def get_config(arguments: str | None = None) -> ConfigDict:
         crop_ratio=(0.9, 1.1111),
         jitter=0.15,
         grayscale_probability=0.05,
+        workers=0,  # the step runs on the same cores
+        threads=2,
     )
     alt_length, recap_length = (24, 24) if arg.released_format else (14, 24)
     text_length = recap_length if arg.released_format else 48

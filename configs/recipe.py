@@ -44,7 +44,7 @@ def full_size(size: str, patch_size: int, stages: tuple[Stage, ...], stage: int,
     # A stage hands over parameters only. The name makes a forgotten --config.init_from an error that says so.
     config.init_from = "" if stage == 1 else f"WORKDIR_OF_STAGE_{stage - 1}"
     # A TFDS data set of triples (features image, alt_text, recaption), and its 32,000-piece tokenizer.
-    config.data = dict(dataset="recap_datacomp", texts=common.texts(77, 128), workers=8, threads=4)
+    config.data = dict(dataset="recap_datacomp", texts=common.texts(77, 128))
     config.model = common.model(
         size,
         settings.image_size,

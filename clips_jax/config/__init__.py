@@ -9,7 +9,7 @@ import dataclasses
 import typing
 from typing import Any
 
-from clips_jax.config.data import DataConfig, TextConfig, TokenizerConfig
+from clips_jax.config.data import DataConfig, SourceConfig, TextConfig, TokenizerConfig
 from clips_jax.config.error import ConfigError
 from clips_jax.config.evaluation import CaptionLossConfig, ClassificationConfig, EvaluationConfig, RetrievalConfig
 from clips_jax.config.model import CaptionerConfig, ImageTowerConfig, ModelConfig, TextTowerConfig, TransformerConfig
@@ -32,6 +32,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "RetrievalConfig",
+    "SourceConfig",
     "TextConfig",
     "TextTowerConfig",
     "TokenizerConfig",

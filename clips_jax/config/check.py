@@ -5,6 +5,9 @@ import functools
 from clips_jax.config import Config, ConfigError, DataConfig, ModelConfig
 from clips_jax.data.tokenizer import SPECIALS_PER_SEQUENCE
 
+# The smallest share of a data set in a mixture: two of the 4,096 positions over which shares are exact (`data/order`).
+SMALLEST_SHARE = 2 / 4096
+
 # The smallest value of each number that has one.
 SMALLEST = {
     "batch_size": 1,
@@ -26,7 +29,7 @@ SMALLEST = {
     "objective.scale_init": 1e-6,
     "data.jitter": 0,
     "data.threads": 1,
-    "data.workers": 0,
+    "data.workers": -1,
     "data.prefetch": 1,
     **{
         f"model.{tower}.transformer.{key}": 1
@@ -113,6 +116,17 @@ def _check_data(data: DataConfig) -> None:
             raise ConfigError(f"data.texts.{name}.length: {text.length}; use 1 or more.")
         if text.fallback and text.fallback not in data.texts:
             raise ConfigError(f"data.texts.{name}.fallback: {text.fallback!r} is not one of {sorted(data.texts)}.")
+    total = sum(source.weight for source in data.mixture.values())
+    for name, source in data.mixture.items():
+        path = f"data.mixture.{name}"
+        if not source.weight > 0 or source.weight < SMALLEST_SHARE * total:
+            raise ConfigError(
+                f"{path}.weight: {source.weight} of {total} in all; use more than {SMALLEST_SHARE:.2%} of the sum, or "
+                "leave the data set out."
+            )
+        unknown = [text for text in source.texts if text not in data.texts]
+        if unknown:
+            raise ConfigError(f"{path}.texts.{unknown[0]}: no such text; data.texts has {sorted(data.texts)}.")
     for key, (low, high) in (("crop_area", data.crop_area), ("crop_ratio", data.crop_ratio)):
         if not 0 < low <= high or (key == "crop_area" and high > 1):
             raise ConfigError(f"data.{key}: {(low, high)} is not a range (crop_area lies within 0 to 1).")

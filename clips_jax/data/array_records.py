@@ -109,7 +109,7 @@ class ArrayRecordFiles:
             if shard in self._open:
                 self._open.move_to_end(shard)
                 return self._open[shard]
-        from array_record.python import array_record_module
+        from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
         path = os.path.join(self.folder, self._name(shard))
         reader = array_record_module.ArrayRecordReader(

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Pillow refuses larger pictures by default (2 x Image.MAX_IMAGE_PIXELS); libjpeg-turbo does not by itself.
 MAX_PIXELS = 178_956_970
@@ -59,6 +59,8 @@ class Picture:
                 self.width, self.height = self._decoded.size
         except BadImage:
             raise
+        except UnidentifiedImageError as error:  # its message holds an address, and so would differ each time
+            raise BadImage(f"not a readable picture ({len(data)} bytes): of no known format") from error
         except Exception as error:  # decoders raise nearly anything on hostile bytes
             raise BadImage(f"not a readable picture ({len(data)} bytes): {error}") from error
 
@@ -76,8 +78,12 @@ class Picture:
         width, height = _turn(self.width, self.height, self._orientation)
         try:
             # The smallest of libjpeg-turbo's sizes that has this many pixels is exactly the wanted one.
+            # Fast upsampling of colour is 8 % faster (only at full size) and costs little: 52 dB after the resize.
             pixels = simplejpeg.decode_jpeg(
-                self._data, min_width=math.ceil(width / scale), min_height=math.ceil(height / scale)
+                self._data,
+                fastupsample=True,
+                min_width=math.ceil(width / scale),
+                min_height=math.ceil(height / scale),
             )
         except ValueError as error:
             raise BadImage(f"damaged JPEG ({len(self._data)} bytes): {error}") from error
@@ -92,7 +98,7 @@ class Picture:
         if colours in ("CMYK", "YCCK"):
             return False
         _check_size(width, height)
-        if b"Exif\0\0" in self._data:
+        if _has_exif(self._data):
             with Image.open(io.BytesIO(self._data), formats=_FORMATS) as image:
                 self._orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
         self.width, self.height = _turn(width, height, self._orientation)
@@ -104,6 +110,16 @@ class Picture:
             _check_size(*image.size)
             image.load()
             return _upright(_to_rgb(image), image.getexif().get(_EXIF_ORIENTATION, 1))
+
+
+def _has_exif(jpeg: bytes) -> bool:
+    """Whether one of the segments before the pixels is EXIF (searching the whole file takes 50 µs)."""
+    place = 2
+    while jpeg[place : place + 1] == b"\xff" and jpeg[place + 1 : place + 2] != b"\xda":  # up to the start of scan
+        if jpeg[place + 4 : place + 10] == b"Exif\0\0":
+            return True
+        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+    return False
 
 
 def _check_size(width: int, height: int) -> None:

@@ -1,206 +1,241 @@
 """Which records a step uses, and loading them: the batch of step t is a function of (config, data, t) alone.
 
-Row i of step t is the global position p = t * batch_size + i. An epoch is one seeded permutation of the records and
-p walks through them, so a batch may end one epoch and begin the next. Crops are keyed by (seed, p). Nothing depends on
-the number of processes, workers or threads, or on where the run was resumed; resuming at step t starts at t.
+Row i of step t is the global position p = t * batch_size + i; `order` says which record that is. Crops and the choice
+among rewrites are keyed by (seed, p), and so is the record that stands in for a damaged one. Nothing depends on the
+number of processes, workers or threads, or on where the run was resumed; resuming at step t starts at t.
+
+A process' rows are loaded in parts of at most `ROWS_PER_PART`, spread over worker processes: memory per worker does not
+grow with the batch, and the first batch is the work of all of them.
 """
 
-import functools
 import math
+import os
 from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
 from absl import flags
-from grain.experimental import index_shuffle
 
-from clips_jax.config import Config, ConfigError, DataConfig
+from clips_jax.config import Config, ConfigError, DataConfig, SourceConfig
+from clips_jax.data.bad_records import Replaced
 from clips_jax.data.images import BadImage, decode_resized_crop
 from clips_jax.data.open_tokenizer import Tokenizer, open_tokenizer
+from clips_jax.data.order import Mixture, crop_generator, record_index, replacement_index, rewrite_choice
 from clips_jax.data.triples import IMAGE, BadRecord, Records, texts_of, tokenizer_path
 
 if TYPE_CHECKING:
     from clips_jax.batch import Batch
 
-# The first entry of a SeedSequence, so that the streams drawn for different purposes are unrelated.
-_EPOCH_ORDER, _CROP, _REPLACEMENT = range(3)
-# Rounds of index_shuffle's block cipher; Grain uses 4.
-_SHUFFLE_ROUNDS = 4
+ROWS_PER_PART = 128
+# Finished parts that wait in a worker, in bytes at most (one part if it is larger).
+_WAITING_BYTES = 64 * 2**20
 # How often another record is drawn for a bad one. Assumption: with 10 % bad records 20 misses in a row do not happen.
 _REPLACEMENT_ATTEMPTS = 20
+# What a worker needs at most; automatic workers leave half of the machine's memory alone.
+_WORKER_BYTES = 400 * 10**6
 
 
-def epoch_of(position: int, num_records: int) -> int:
-    """How many times all records were used before the global `position`."""
-    return position // num_records
+class Source:
+    """One data set of the mixture, opened. Attributes: features: feature by text name, "" if it has no such text."""
+
+    def __init__(self, name: str, config: SourceConfig, data: DataConfig):
+        """Raises `ConfigError` or `FileNotFoundError` if the data set does not fit the config."""
+        self.name, self.weight = name, config.weight
+        self.dataset, self.split = config.dataset or data.dataset, config.split or data.split
+        self.records = Records(self.dataset, self.split, config.data_dir or data.data_dir)
+        self.features = {text: config.texts.get(text, text) for text in data.texts}
+        key = f"data.mixture.{name}" if data.mixture else "data"
+        records = self.records
+        if len(records) == 0:
+            raise ConfigError(f"{key}.split: {self.split!r} of {self.dataset} has no records.")
+        if IMAGE not in records.features:
+            raise ConfigError(f"{key}.dataset: {self.dataset} has no feature {IMAGE!r}, only {list(records.features)}.")
+        for text, feature in self.features.items():
+            if feature and feature not in records.text_features:
+                known = ", ".join(records.text_features)
+                hint = f" Map it with {key}.texts.{text}." if data.mixture else ""
+                raise ConfigError(f"{key}.texts.{text}: {self.dataset} has no text {feature!r}; it has {known}.{hint}")
+        self.needed = (IMAGE, *dict.fromkeys(filter(None, self.features.values())))
 
 
-def record_index(position: int, num_records: int, seed: int) -> int:
-    """The record used at the global `position`: each once per epoch, in another order each epoch."""
-    order = _epoch_seed(seed, epoch_of(position, num_records))
-    return index_shuffle(position % num_records, max_index=num_records - 1, seed=order, rounds=_SHUFFLE_ROUNDS)
+def open_sources(data: DataConfig) -> list[Source]:
+    """The data sets of a config in the order of their names: the one of `data`, or those of `data.mixture`."""
+    configs = data.mixture or {"": SourceConfig()}
+    return [Source(name, configs[name], data) for name in sorted(configs)]
 
 
-@functools.lru_cache(maxsize=16)
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence((_EPOCH_ORDER, seed, epoch)).generate_state(1)[0])
+class LoadPart:
+    """Loads a part of the rows of a step that one process needs. Picklable.
 
-
-def _replacement_index(position: int, num_records: int, seed: int, attempt: int) -> int:
-    """The record that stands in at `position` when the record there and `attempt` others were bad."""
-    state = np.random.SeedSequence((_REPLACEMENT, seed, position, attempt)).generate_state(1, np.uint64)
-    return int(state[0] % np.uint64(num_records))
-
-
-class LoadBatch:
-    """Loads the rows of a step that one process needs. Picklable.
-
-    Called with a step, returns a dict of the leaves of a `Batch` and the statistics: nested dicts and arrays, because
-    a worker process then needs neither JAX nor Flax.
+    Called with step * parts + part, returns nested dicts and arrays: a worker process then needs no Flax.
     """
 
-    def __init__(
-        self,
-        config: DataConfig,
-        records: Records,
-        tokenizer: Tokenizer,
-        rows: np.ndarray,
-        batch_size: int,
-        image_size: int,
-        seed: int,
-    ):
-        self._config = config
-        self._records = records
+    def __init__(self, config: Config, sources: list[Source], tokenizer: Tokenizer, rows: np.ndarray):
+        self._data = config.data
+        self._sources = sources
+        self._mixture = Mixture([source.weight for source in sources], config.seed)
         self._tokenizer = tokenizer
-        self._rows = np.asarray(rows)
-        self._batch_size = batch_size
-        self._image_size = image_size
-        self._seed = seed
+        self._rows = np.asarray(rows, np.int64)
+        self._batch_size = config.batch_size
+        self._image_size = config.model.image.image_size
+        self._seed = config.seed
+        self.parts = math.ceil(len(rows) / ROWS_PER_PART)
 
-    def __call__(self, step: int) -> dict[str, Any]:
-        """Raises `RuntimeError` if too many of the records are bad."""
-        positions = [step * self._batch_size + int(row) for row in self._rows]
-        indices = [record_index(position, len(self._records), self._seed) for position in positions]
+    def __call__(self, number: int) -> dict[str, Any]:
+        """Raises `RuntimeError` if no whole record is found for one that is bad."""
+        step, part = divmod(number, self.parts)
+        positions = step * self._batch_size + self._rows[part * ROWS_PER_PART : (part + 1) * ROWS_PER_PART]
         images = np.empty((len(positions), self._image_size, self._image_size, 3), np.uint8)
         texts: list[dict[str, str]] = []
-        bad: list[tuple[int, Exception]] = []
-        for row, (position, record) in enumerate(zip(positions, self._read(indices), strict=True)):
+        counts: dict[str, int] = {}
+        examples: list[str] = []
+        for row, (source, record) in enumerate(self._read(positions)):
+            position = int(positions[row])
             try:
-                texts.append(self._load(position, record, images[row]))
+                texts.append(self._load(position, source, record, images[row]))
             except (BadImage, BadRecord) as error:
-                bad.append((indices[row], error))
-                texts.append(self._replace(position, images[row], error))
-        self._check(step, bad)
+                reason = "image" if isinstance(error, BadImage) else "record"
+                counts[reason] = counts.get(reason, 0) + 1
+                examples.append(f"at position {position}, {source.dataset}, split {source.split}: {error}")
+                texts.append(self._replace(position, source, images[row], error))
         return {
             "images": images,
             "texts": {
                 name: self._tokenizer.tokenize([found[name] for found in texts], text.length)
-                for name, text in self._config.texts.items()
+                for name, text in self._data.texts.items()
             },
-            "bad_records": len(bad),
+            "replaced": counts,
+            "examples": examples,
         }
 
-    def _read(self, indices: list[int]) -> list[dict[str, Any] | BadRecord]:
-        try:
-            return list(self._records.read(indices))
-        except BadRecord:
-            return [self._read_one(index) for index in indices]
+    def _read(self, positions: np.ndarray) -> list[tuple[Source, dict[str, Any] | BadRecord]]:
+        found: list[Any] = [None] * len(positions)
+        numbers, own = self._mixture.locate(positions)
+        for number, source in enumerate(self._sources):
+            rows = np.flatnonzero(numbers == number)
+            size = len(source.records)
+            indices = [record_index(position, size, self._seed, number) for position in own[rows].tolist()]
+            for row, record in zip(rows, source.records.read_each(indices, source.needed), strict=True):
+                found[row] = (source, record)
+        return found
 
-    def _read_one(self, index: int) -> dict[str, Any] | BadRecord:
-        try:
-            return self._records[index]
-        except BadRecord as error:
-            return error
-
-    def _load(self, position: int, record: Mapping[str, Any] | BadRecord, pixels: np.ndarray) -> dict[str, str]:
+    def _load(
+        self, position: int, source: Source, record: Mapping[str, Any] | BadRecord, pixels: np.ndarray
+    ) -> dict[str, str]:
         """Fills `pixels`, uint8 (H, W, 3), with the example's crop and returns its texts."""
         if isinstance(record, BadRecord):
             raise record
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((_CROP, self._seed, position))))
-        config = self._config
-        pixels[:] = decode_resized_crop(record[IMAGE], self._image_size, rng, config.crop_area, config.crop_ratio)
-        return texts_of(record, config.texts)
+        data, rng = self._data, crop_generator(position, self._seed)
+        pixels[:] = decode_resized_crop(record[IMAGE], self._image_size, rng, data.crop_area, data.crop_ratio)
+        texts = {}
+        for number, (name, feature) in enumerate(source.features.items()):
+            text = record[feature] if feature else ""
+            if not isinstance(text, str):
+                rewrites = [rewrite for rewrite in text if rewrite.strip()]
+                text = rewrites[rewrite_choice(position, self._seed, number, len(rewrites))] if rewrites else ""
+            texts[name] = text
+        return texts_of(texts, data.texts)
 
-    def _replace(self, position: int, pixels: np.ndarray, error: Exception) -> dict[str, str]:
+    def _replace(self, position: int, source: Source, pixels: np.ndarray, error: Exception) -> dict[str, str]:
+        """Another record of the same data set, so that a mixture keeps its proportions."""
         for attempt in range(_REPLACEMENT_ATTEMPTS):
-            index = _replacement_index(position, len(self._records), self._seed, attempt)
+            index = replacement_index(position, len(source.records), self._seed, attempt)
             try:
-                return self._load(position, self._read_one(index), pixels)
+                [record] = source.records.read_each([index], source.needed)
+                return self._load(position, source, record, pixels)
             except (BadImage, BadRecord) as next_error:
                 error = next_error
-        raise RuntimeError(f"{_REPLACEMENT_ATTEMPTS} records in a row are bad; the last: {error}") from error
-
-    def _check(self, step: int, bad: list[tuple[int, Exception]]) -> None:
-        # Rounded up: one bad record among a process' few rows is not yet a bad data set.
-        allowed = math.ceil(self._config.max_bad_fraction * len(self._rows))
-        if len(bad) > allowed:
-            index, error = bad[0]
-            raise RuntimeError(
-                f"Step {step}: {len(bad)} of {len(self._rows)} records cannot be read, more than "
-                f"data.max_bad_fraction = {self._config.max_bad_fraction} allows. For example record {index} of "
-                f"{self._config.dataset}, split {self._config.split}: {error}"
-            ) from error
+        raise RuntimeError(
+            f"{_REPLACEMENT_ATTEMPTS} records in a row of {source.dataset}, split {source.split}, are bad; "
+            f"the last: {error}"
+        ) from error
 
 
 def train_batches(
     config: Config, rows: np.ndarray, start_step: int, stop_step: int
-) -> Generator[tuple["Batch", dict[str, int]], None, None]:
+) -> Generator[tuple["Batch", Replaced], None, None]:
     """The batches of steps `start_step` to `stop_step - 1`, loaded ahead; `close()` ends threads and workers.
 
-    With `config.data.workers` above 0 the caller needs the usual `if __name__ == "__main__":`, as workers are spawned.
+    With worker processes the caller needs the usual `if __name__ == "__main__":`, as they are spawned.
 
     Args:
-      config: dataset, batch size, seed and so on.
+      config: data, batch size, seed and so on.
       rows: int (R,), the rows of the global batch wanted here, increasing, within 0 to batch_size - 1.
       start_step, stop_step: steps.
 
     Returns:
-      an iterator over (batch of NumPy arrays with R rows, {"bad_records": number replaced among them}).
+      an iterator over (batch of NumPy arrays with R rows, the records replaced among them).
 
     Raises:
-      FileNotFoundError, ConfigError: at once, if the data set or tokenizer is missing or does not fit the config.
-      RuntimeError: from the iterator, if more than `config.data.max_bad_fraction` of a batch's records are bad.
+      FileNotFoundError, ConfigError: at once, if a data set or the tokenizer is missing or does not fit the config.
+      RuntimeError: from the iterator, if hardly a record is whole, or a worker dies.
     """
     rows = np.asarray(rows)
     if rows.size == 0 or rows[0] < 0 or rows[-1] >= config.batch_size or np.any(np.diff(rows) <= 0):
         raise ValueError(f"rows: {rows} are not increasing row numbers below batch_size {config.batch_size}.")
     data = config.data
-    records = Records(data.dataset, data.split, data.data_dir)
-    _check_features(data, records)
     tokenizer = open_tokenizer(tokenizer_path(data, config.tokenizer))
-    load = LoadBatch(data, records, tokenizer, rows, config.batch_size, config.model.image.image_size, config.seed)
-    options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(data.prefetch, data.threads))
-    batches = grain.MapDataset.range(start_step, stop_step).map(load).to_iter_dataset(options)
-    if data.workers:
+    load = LoadPart(config, open_sources(data), tokenizer, rows)
+    workers = worker_count(data)
+    waiting = data.prefetch * load.parts
+    options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(waiting, data.threads))
+    if workers:
+        # Inside a worker a thread per part would only wait for the next one's interpreter.
+        options = grain.ReadOptions(num_threads=data.threads - 1, prefetch_buffer_size=data.threads - 1)
+    parts = grain.MapDataset.range(start_step * load.parts, stop_step * load.parts).map(load).to_iter_dataset(options)
+    if workers:
         if not flags.FLAGS.is_parsed():  # Grain reads its own flags, also in a program that has none
             flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
-    return _iterate(batches)
+        part_bytes = min(len(rows), ROWS_PER_PART) * config.model.image.image_size**2 * 3
+        waiting = max(1, min(math.ceil(waiting / workers), _WAITING_BYTES // part_bytes))
+        parts = parts.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=waiting))
+    return _batches(parts, load.parts, len(rows))
 
 
-def _iterate(batches: grain.IterDataset) -> Generator[tuple["Batch", dict[str, int]], None, None]:
+def worker_count(data: DataConfig) -> int:
+    """`data.workers`, or if that is -1 one worker per core that this process may use and that memory allows."""
+    if data.workers >= 0:
+        return data.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores, memory // 2 // _WORKER_BYTES))
+
+
+def _batches(dataset: grain.IterDataset, parts: int, rows: int) -> Generator[tuple["Batch", Replaced], None, None]:
+    """Puts `parts` parts together to a batch of `rows` rows."""
     from clips_jax.batch import Batch, TokenizedText  # imports JAX, which workers do without
 
-    iterator = iter(batches)
+    iterator = iter(dataset)
     try:
-        for loaded in iterator:
-            # `asarray` hides that the arrays of a worker process are of Grain's own class, over shared memory.
-            texts = {
-                name: TokenizedText(np.asarray(tokens), np.asarray(sentence_ids))
-                for name, (tokens, sentence_ids) in loaded["texts"].items()
-            }
-            yield Batch(np.asarray(loaded["images"]), texts), {"bad_records": int(loaded["bad_records"])}
+        while True:
+            try:
+                loaded = [next(iterator) for _ in range(parts)]
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "terminated unexpectedly" in str(error):
+                    raise RuntimeError(
+                        f"A data worker died ({error}) Exit code -9 means that it was killed, as a rule because the "
+                        "machine ran out of memory: use fewer data.workers."
+                    ) from error
+                raise
+            images = np.empty((rows, *loaded[0]["images"].shape[1:]), np.uint8)
+            texts = {}
+            for name, (tokens, _) in loaded[0]["texts"].items():
+                texts[name] = TokenizedText(*(np.empty((rows, tokens.shape[1]), np.int32) for _ in range(2)))
+            counts: dict[str, int] = {}
+            start = 0
+            for part in loaded:
+                stop = start + len(part["images"])
+                images[start:stop] = part["images"]
+                for name, (tokens, sentence_ids) in part["texts"].items():
+                    texts[name].tokens[start:stop] = tokens
+                    texts[name].sentence_ids[start:stop] = sentence_ids
+                for reason, count in part["replaced"].items():
+                    counts[reason] = counts.get(reason, 0) + count
+                start = stop
+            examples = [example for part in loaded for example in part["examples"]]
+            yield Batch(images, texts), Replaced(bad_records=sum(counts.values()), by_reason=counts, examples=examples)
     finally:
         iterator.close()
-
-
-def _check_features(data: DataConfig, records: Records) -> None:
-    if len(records) == 0:
-        raise ConfigError(f"data.split: {data.split!r} of {data.dataset} has no records.")
-    if IMAGE not in records.features:
-        raise ConfigError(f"data.dataset: {data.dataset} has no feature {IMAGE!r}, only {list(records.features)}.")
-    for name in data.texts:
-        if name not in records.text_features:
-            known = ", ".join(records.text_features)
-            raise ConfigError(f"data.texts.{name}: {data.dataset} has no such text; it has {known}.")

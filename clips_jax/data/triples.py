@@ -63,14 +63,22 @@ def tokenizer_path(config: DataConfig, tokenizer: TokenizerConfig) -> str:
 
 
 def texts_of(record: Mapping[str, Any], texts: Mapping[str, TextConfig]) -> dict[str, str]:
-    """The named texts of a record; one that is empty or white space is replaced along its chain of fallbacks."""
+    """The named texts of a record; one that is empty or white space is replaced along its chain of fallbacks.
+
+    Of a list of texts the first that is not empty is taken; in training the pipeline has drawn one before.
+    """
+
+    def text(name: str) -> str:
+        value = record[name]
+        return value if isinstance(value, str) else next((one for one in value if one.strip()), "")
+
     found = {}
     for name in texts:
         source, seen = name, set()
-        while not record[source].strip() and texts[source].fallback and source not in seen:
+        while not text(source).strip() and texts[source].fallback and source not in seen:
             seen.add(source)
             source = texts[source].fallback
-        found[name] = record[source]
+        found[name] = text(source)
     return found
 
 
@@ -158,7 +166,7 @@ class _PreparedSource:
         return len(self._files)
 
     def read_each(self, indices: Sequence[int], features: Collection[str]) -> list[dict[str, Any] | BadRecord]:
-        kinds = {name: self._kinds[name] for name in features}
+        kinds: dict[str, Kind] = {name: self._kinds[name] for name in features}
         records: list[dict[str, Any] | BadRecord] = []
         for index, data in zip(indices, self._files.read_each(indices), strict=True):
             try:
