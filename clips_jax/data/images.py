@@ -64,11 +64,12 @@ class Picture:
         except Exception as error:  # decoders raise nearly anything on hostile bytes
             raise BadImage(f"not a readable picture ({len(data)} bytes): {error}") from error
 
-    def decode(self, scale: int = 1) -> Image.Image:
+    def decode(self, scale: int = 1, fast: bool = False) -> Image.Image:
         """The picture as RGB, upright; alpha over white, the first frame of an animation.
 
         Args:
           scale: one of `scales`; the picture comes out at 1 / scale of its size, rounded up.
+          fast: colour is upsampled without smoothing: 8 % faster at full size, 52 dB from the exact result at 224 px.
 
         Raises:
           BadImage: the data are damaged or cut short.
@@ -78,10 +79,9 @@ class Picture:
         width, height = _turn(self.width, self.height, self._orientation)
         try:
             # The smallest of libjpeg-turbo's sizes that has this many pixels is exactly the wanted one.
-            # Fast upsampling of colour is 8 % faster (only at full size) and costs little: 52 dB after the resize.
             pixels = simplejpeg.decode_jpeg(
                 self._data,
-                fastupsample=True,
+                fastupsample=fast,
                 min_width=math.ceil(width / scale),
                 min_height=math.ceil(height / scale),
             )
@@ -167,7 +167,7 @@ def decode_resized_crop(
     enough = (scale for scale in picture.scales if min(width, height) / scale >= OVERSAMPLING * size)
     scale = max(enough, default=1)
     box = (left / scale, top / scale, (left + width) / scale, (top + height) / scale)
-    return np.asarray(picture.decode(scale).resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return np.asarray(picture.decode(scale, fast=True).resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def decode_squashed(data: bytes, size: int) -> np.ndarray:
