@@ -37,6 +37,8 @@ RULES = (
     (r".*/(positions|queries|class_token)$", P()),
     (r"logit_(scale|bias)$", P()),
 )
+# Scalars of a state that belong to no parameter: the step, and the updates that the optimizer has counted.
+COUNTERS = ("step", "count")
 
 
 def join_processes() -> None:
@@ -65,14 +67,19 @@ def parameter_shardings(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A tree of `NamedSharding` like `shapes` (parameters, or a state that holds them anywhere in its paths).
 
     Raises:
-      ConfigError: a path matches no rule or several, or an axis does not divide a dimension.
+      ConfigError: a path matches no rule or several, a rule has more axes than the parameter, or an axis does not
+        divide a dimension.
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        if leaf.ndim == 0:
-            return NamedSharding(mesh, P())
         name = parameter_path(path_name(path))
+        if leaf.ndim == 0 and name in COUNTERS:
+            return NamedSharding(mesh, P())
         spec = match_one(name, RULES, "sharding")
+        if len(spec) > leaf.ndim:
+            raise ConfigError(
+                f"sharding of parameter {name}: its rule {spec} has more axes than its shape {leaf.shape}."
+            )
         for axis, (size, names) in enumerate(zip(leaf.shape, spec, strict=False)):
             parts = int(np.prod([mesh.shape[n] for n in ((names,) if isinstance(names, str) else names or ())]))
             if size % parts:

@@ -1,4 +1,4 @@
-"""The full-size recipe: what `clips_b16` and `clips_l14` have in common.
+"""The full-size recipe: what `clips_s16`, `clips_b16`, `clips_l14`, `clips_so400m14` and `clips_h14` have in common.
 
 Numbers without a comment are from the paper and the released configs (docs/method.md); "assumption" marks the rest.
 """
@@ -8,6 +8,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from clips_jax.config import ConfigError
+from clips_jax.config.parse import parse_arguments
 from configs import common
 
 
@@ -20,6 +21,26 @@ class Stage:
     total_samples: int
     learning_rate: float
     warmup_samples: int
+
+
+# The study of S, B and L at patch 16: pre-training and a short fine-tuning.
+STUDY = (
+    Stage(112, 32_768, 2_560_000_000, 1.024e-3, 25_600_000),
+    Stage(224, 16_384, 128_000_000, 2.56e-5, 2_560_000),  # assumption: the whole row
+)
+# The full recipe.
+FULL = (
+    Stage(84, 32_768, 12_800_000_000, 1.024e-3, 51_000_000),
+    Stage(224, 16_384, 1_020_000_000, 2.56e-5, 26_000_000),
+    Stage(336, 8_192, 256_000_000, 3.2e-6, 0),
+)
+
+
+def get_config(size: str, patch_size: int, stages: tuple[Stage, ...], arguments: str | None) -> ConfigDict:
+    """What the `get_config` of a full-size config returns: arguments stage, released_format, smoke."""
+    arg = parse_arguments(arguments, stage=1, smoke=False, released_format=False)
+    config = full_size(size, patch_size, stages, arg.stage, arg.released_format)
+    return smoke(config) if arg.smoke else config
 
 
 def full_size(size: str, patch_size: int, stages: tuple[Stage, ...], stage: int, released_format: bool) -> ConfigDict:
@@ -65,6 +86,9 @@ def full_size(size: str, patch_size: int, stages: tuple[Stage, ...], stage: int,
     config.objective.caption_weight = 2.0
     config.optimizer = dict(learning_rate=settings.learning_rate, warmup_samples=settings.warmup_samples)
     config.checkpoint = dict(every_steps=1000, keep=3, keep_every_steps=10_000)  # assumption
+    # Parameters over 16 chips, whole copies of that over the rest: on a torus of 16 x 16 each axis is a ring, and on
+    # v5e gathers over one axis of 256 turn into all-reduces (docs/scale.md).
+    config.mesh = dict(data=-1, fsdp=16)
     return common.complete(config)
 
 
@@ -83,6 +107,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.init_from = ""
     config.data.dataset = "emoji"
     config.data.workers = 0
+    config.mesh.fsdp = 1
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_samples = 5 * config.batch_size
     config.checkpoint.every_steps = 10

@@ -1,5 +1,7 @@
 """One device = 8 fake devices, in several layouts = 2 processes of 4: losses, gradients, parameters."""
 
+import importlib
+import math
 import os
 import socket
 import subprocess
@@ -14,10 +16,10 @@ from clips_jax import sharding
 from clips_jax.config import ConfigError
 from clips_jax.config.parse import from_config_dict
 from clips_jax.models.clips import Clips
-from clips_jax.optimizer import make_optimizer, match_one, parameter_groups
+from clips_jax.optimizer import make_optimizer, match_one, parameter_groups, path_name
 from clips_jax.train_step import init_params, init_state
 from configs import clips_l14
-from tests import small
+from tests import golden, small
 
 
 def start(folder, devices, loss, *arguments):
@@ -78,11 +80,51 @@ def test_every_parameter_of_the_full_size_matches_one_rule(released_format):
     assert len(split) > 40  # parameters and both moments
 
 
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_nothing_large_is_whole_on_a_chip(name):
+    config = from_config_dict(importlib.import_module(f"configs.{name}").get_config())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(golden.parameter_shapes(config)):
+        held = math.prod(leaf.sharding.shard_shape(leaf.shape))
+        assert leaf.size < 500_000 or held * config.mesh.fsdp == leaf.size, path_name(path)
+
+
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_golden_text_of_full_size_configs(name):
+    expected = (golden.FOLDER / f"{name}.txt").read_text()
+    assert golden.text(name) == expected, "a full-size config changed: if you mean it, run python -m tests.golden"
+
+
+@pytest.mark.parametrize(
+    # Both towers of the released weights; the fixed positions (257 rows at 224 px) are no parameter here.
+    ("name", "released"),
+    [("clips_l14", 414_247_425 - 257 * 1024), ("clips_h14", 968_284_161 - 257 * 1280)],
+)
+def test_released_sizes(name, released):
+    module = importlib.import_module(f"configs.{name}")
+    config = from_config_dict(module.get_config("stage=2,released_format=True"))
+    params = dict(golden.parameter_shapes(config))
+    params.pop("captioner")
+    assert golden.count(params) == released
+
+
 def test_an_unknown_parameter_is_an_error():
     with pytest.raises(ConfigError, match="weight decay of parameter image/tilt: no rule matches"):
         parameter_groups({"image": {"tilt": np.zeros(3)}})
     with pytest.raises(ConfigError, match="optimizer.freeze: 'tower' matches no parameter"):
         parameter_groups({"image": {"head": {"kernel": np.zeros((3, 3))}}}, freeze=("tower",))
+
+
+def test_a_parameter_without_a_rule_is_an_error_also_if_it_is_a_scalar():
+    mesh = make_fake_mesh()
+    for name, shape in (("tilt", (3,)), ("tilt", ())):
+        with pytest.raises(ConfigError, match="sharding of parameter image/tilt: no rule matches"):
+            sharding.parameter_shardings({"image": {name: jax.ShapeDtypeStruct(shape, np.float32)}}, mesh)
+
+
+def test_a_rule_with_more_axes_than_the_parameter_is_an_error():
+    shapes = {"image": {"head": {"kernel": jax.ShapeDtypeStruct((8,), np.float32)}}}
+    with pytest.raises(ConfigError, match=r"image/head/kernel: .* has more axes than its shape \(8,\)"):
+        sharding.parameter_shardings(shapes, make_fake_mesh())
 
 
 def test_colliding_rules_are_an_error():
