@@ -156,6 +156,7 @@ def _write_sidecar(element: tuple[int, Iterable[_Rows]], work: str) -> None:
         joined.update(part)
     text = json.dumps({value: joined[value] for value in sorted(joined)}, default=_as_text)
     storage.write_text(tar_source.sidecar(work, shard), text)
+    storage.write_json(tar_source.sidecar_hash(work, shard), hashlib.sha256(text.encode()).hexdigest())
 
 
 def _as_text(value: Any) -> str:
@@ -169,7 +170,7 @@ def is_joined(plan: Plan, tasks: list[Task], fingerprint: str) -> bool:
     if not isinstance(note, dict) or note.get("fingerprint") != fingerprint:
         return False
     there = set(storage.names(plan.work))
-    return all(os.path.basename(tar_source.sidecar(plan.work, task.number)) in there for task in tasks)
+    return all(os.path.basename(tar_source.sidecar_hash(plan.work, task.number)) in there for task in tasks)
 
 
 def note_joined(plan: Plan, fingerprint: str) -> None:

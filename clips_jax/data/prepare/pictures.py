@@ -2,6 +2,7 @@
 
 Plain JPEGs (grey or colour, upright) and plain PNGs (8 bit, grey or RGB) keep their bytes. Everything else is decoded
 as training decodes it (`data/images.py`) and written anew: PNG where the source was lossless, JPEG where it was not.
+Huge pictures that are no JPEG are reduced: training could only decode them in full, for seconds, at each use.
 """
 
 import dataclasses
@@ -14,6 +15,9 @@ from clips_jax.data.images import MAX_PIXELS, OVERSAMPLING, Picture
 
 # Of a JPEG that must be written anew (CMYK, turned by EXIF): near lossless, colours at full resolution.
 _REWRITE_QUALITY = 95
+# More pixels than this are huge, and what their shorter side becomes: enough for any training size. Assumptions.
+_HUGE = 16_000_000
+_HUGE_REDUCED = 1024
 _EXIF_ORIENTATION = 0x0112
 _EXTENSIONS = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
@@ -94,13 +98,17 @@ def plain(data: bytes, extension: str, options: PictureOptions) -> tuple[bytes, 
         differences, lossless = _jpeg(data) if found == "JPEG" else _other(data, found)
         picture = Picture(data)
         if options.shorter_side and min(width, height) > options.shorter_side:
-            return _reduced(picture, options), [*notes, *differences, "reduced"]
+            return _reduced(picture, options.shorter_side, options.jpeg_quality), [*notes, *differences, "reduced"]
+        if width * height > _HUGE and found != "JPEG":
+            return _reduced(picture, _HUGE_REDUCED, _REWRITE_QUALITY), [*notes, *differences, "huge"]
         if not differences:
             picture.decode(picture.scales[-1])  # reads the file to its end
             return data, notes
         return _rewritten(picture.decode(), lossless), [*notes, *differences]
-    except (Refused, MemoryError):
+    except Refused:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit
+        raise Refused("too_many_pixels", str(error)) from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise Refused("damaged_picture", str(error)) from error
 
@@ -146,13 +154,13 @@ def _other(data: bytes, found: str) -> tuple[list[str], bool]:
     return differences, found != "WEBP" or data[12:16] == b"VP8L"
 
 
-def _reduced(picture: Picture, options: PictureOptions) -> bytes:
+def _reduced(picture: Picture, side: int, quality: int) -> bytes:
     """A JPEG with the wanted shorter side, antialiased; decoded at a scale that still has pixels to spare."""
-    factor = options.shorter_side / min(picture.width, picture.height)
+    factor = min(1.0, side / min(picture.width, picture.height))
     scale = max((s for s in picture.scales if factor * s * OVERSAMPLING <= 1), default=1)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     image = picture.decode(scale).resize(size, Image.Resampling.LANCZOS)
-    return _jpeg_bytes(image, options.jpeg_quality)
+    return _jpeg_bytes(image, quality)
 
 
 def _rewritten(image: Image.Image, lossless: bool) -> bytes:

@@ -56,9 +56,9 @@ class Prepared:
                     except Exception as error:  # the parser raises many kinds on damaged bytes
                         yield Rejected(f"{task.path}[{position}]", "damaged_record", str(error))
                         continue
+                    picture = record.pop(IMAGE)
                     fields = {name: _plain(value) for name, value in record.items()}
-                    key = fields.get("id", f"{task.number:05d}-{position}")
-                    yield Row(str(key), fields.pop(IMAGE), fields)
+                    yield Row(str(fields.get("id", f"{task.number:05d}-{position}")), picture, fields)
 
 
 @functools.lru_cache(maxsize=4)

@@ -51,25 +51,20 @@ def prepare(plan: Plan, card: dataset.Card, options: PipelineOptions) -> dict[st
         tar_source.drop_scratch(plan.work)
         tasks, planned = plan.source.tasks(plan.work)
         dataset.check_features(plan)
-        recaptions = getattr(plan.source, "recaptions", None)
-        fingerprint = join.join_fingerprint(plan, tasks, recaptions) if recaptions else ""
-        notes = _notes(plan, tasks, fingerprint)
-        todo = [task for task in tasks if notes[task.number] is None]
-        if not storage.exists(_duplicates_path(plan)):
-            todo = tasks
-        if todo:
-            dataset.withdraw(plan)
-            storage.remove(_duplicates_path(plan))
-            for task in todo:
-                storage.remove(plan.work_path(task.number, len(tasks), "done.json"))
-            with _log(plan) as terminal:
-                if recaptions and not join.is_joined(plan, tasks, fingerprint):
-                    with beam.Pipeline(options=options) as pipeline:
-                        join.add_join(pipeline, plan, tasks, recaptions)
-                    join.note_joined(plan, fingerprint)
+        with _log(plan) as terminal:
+            _join(plan, tasks, options)
+            notes = _notes(plan, tasks)
+            todo = [task for task in tasks if notes[task.number] is None]
+            if not storage.exists(_duplicates_path(plan)):
+                todo = tasks
+            if todo:
+                dataset.withdraw(plan)
+                storage.remove(_duplicates_path(plan))
+                for task in todo:
+                    storage.remove(plan.work_path(task.number, len(tasks), "done.json"))
                 with progress(plan, todo, len(tasks), terminal), beam.Pipeline(options=options) as pipeline:
-                    _add_shards(pipeline, plan, tasks, todo, fingerprint)
-            notes = _notes(plan, tasks, fingerprint)
+                    _add_shards(pipeline, plan, tasks, todo)
+                notes = _notes(plan, tasks)
         missing = [number for number, note in enumerate(notes) if note is None]
         if missing:
             raise RuntimeError(
@@ -82,21 +77,32 @@ def prepare(plan: Plan, card: dataset.Card, options: PipelineOptions) -> dict[st
     return manifest
 
 
-def _add_shards(pipeline: Any, plan: Plan, tasks: list[Task], todo: list[Task], fingerprint: str) -> None:
+def _join(plan: Plan, tasks: list[Task], options: PipelineOptions) -> None:
+    """Brings the joined rows of every shard up to date, if there is a table to join."""
+    recaptions = getattr(plan.source, "recaptions", None)
+    if recaptions:
+        fingerprint = join.join_fingerprint(plan, tasks, recaptions)
+        if not join.is_joined(plan, tasks, fingerprint):
+            with beam.Pipeline(options=options) as pipeline:
+                join.add_join(pipeline, plan, tasks, recaptions)
+            join.note_joined(plan, fingerprint)
+
+
+def _add_shards(pipeline: Any, plan: Plan, tasks: list[Task], todo: list[Task]) -> None:
     """Adds making the shards of `todo`, and counting duplicates over all, to a Beam pipeline."""
     there = sorted({task.number for task in tasks} - {task.number for task in todo})
     made = (
         pipeline
         | "Tasks" >> beam.Create(todo)
         | "SpreadTasks" >> beam.Reshuffle()
-        | "MakeShard" >> beam.Map(_make, plan, len(tasks), fingerprint)
+        | "MakeShard" >> beam.Map(_make, plan, len(tasks))
     )
     shards = (made, pipeline | "ShardsThere" >> beam.Create(there)) | "AllShards" >> beam.Flatten()
     duplicates.add_duplicates(shards, plan, len(tasks), _duplicates_path(plan))
 
 
-def _make(task: Task, plan: Plan, count: int, fingerprint: str) -> int:
-    shard.make_shard(plan, task, count, fingerprint)
+def _make(task: Task, plan: Plan, count: int) -> int:
+    shard.make_shard(plan, task, count)
     return task.number
 
 
@@ -104,10 +110,10 @@ def _duplicates_path(plan: Plan) -> str:
     return os.path.join(plan.work, "duplicates.json")
 
 
-def _notes(plan: Plan, tasks: list[Task], fingerprint: str) -> list[dict[str, Any] | None]:
+def _notes(plan: Plan, tasks: list[Task]) -> list[dict[str, Any] | None]:
     """What is noted about each shard, None where it must be made."""
     with ThreadPoolExecutor(_CHECKS_AT_ONCE) as pool:
-        return list(pool.map(lambda task: shard.done(plan, task, len(tasks), fingerprint), tasks))
+        return list(pool.map(lambda task: shard.done(plan, task, len(tasks)), tasks))
 
 
 @contextlib.contextmanager

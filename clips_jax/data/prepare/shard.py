@@ -13,7 +13,7 @@ from clips_jax.data.prepare.prepared_source import Prepared
 from clips_jax.data.prepare.record import make_record, record_hash, rejected, with_picture
 from clips_jax.data.prepare.rows import Row, Task
 from clips_jax.data.prepare.tally import Tally
-from clips_jax.data.prepare.tar_source import NO_END_MARKER
+from clips_jax.data.prepare.tar_source import NO_END_MARKER, sidecar_hash
 from clips_jax.data.tars import Rejected
 
 # Each record is compressed by itself, so that one read decodes one record (TFDS writes them so, too).
@@ -21,21 +21,22 @@ _ARRAY_RECORD_OPTIONS = "group_size:1"
 HASH_MODULUS = 1 << 256
 
 
-def shard_fingerprint(plan: Plan, task: Task, count: int, join_fingerprint: str) -> str:
-    """Changes with everything that a shard depends on."""
-    return plan.fingerprint(task_json(task), count, join_fingerprint)
+def shard_fingerprint(plan: Plan, task: Task, count: int) -> str:
+    """Changes with everything that a shard depends on: its input, its own joined rows, the options."""
+    joined = storage.read_json(sidecar_hash(plan.work, task.number)) if getattr(plan.source, "recaptions", None) else ""
+    return plan.fingerprint(task_json(task), count, joined)
 
 
-def done(plan: Plan, task: Task, count: int, join_fingerprint: str) -> dict[str, Any] | None:
+def done(plan: Plan, task: Task, count: int) -> dict[str, Any] | None:
     """What an earlier run noted about this shard; None if it must be made."""
     note = storage.read_json(plan.work_path(task.number, count, "done.json"))
-    if not isinstance(note, dict) or note.get("fingerprint") != shard_fingerprint(plan, task, count, join_fingerprint):
+    if not isinstance(note, dict) or note.get("fingerprint") != shard_fingerprint(plan, task, count):
         return None
     paths = (plan.shard_path(task.number, count), plan.work_path(task.number, count, "hashes.npy"))
     return note if all(map(storage.exists, paths)) else None
 
 
-def make_shard(plan: Plan, task: Task, count: int, join_fingerprint: str = "") -> dict[str, Any]:
+def make_shard(plan: Plan, task: Task, count: int) -> dict[str, Any]:
     """Writes a shard, its list of rejected rows, its hashes and, last, the note that it is done.
 
     Returns:
@@ -52,7 +53,7 @@ def make_shard(plan: Plan, task: Task, count: int, join_fingerprint: str = "") -
     with storage.whole_file(plan.work_path(task.number, count, "hashes.npy")) as path, open(path, "wb") as file:
         np.save(file, np.array(writer.hashes, np.uint64).reshape(-1, 2))
     note = {
-        "fingerprint": shard_fingerprint(plan, task, count, join_fingerprint),
+        "fingerprint": shard_fingerprint(plan, task, count),
         "input": task.path,
         "rows_in": writer.rows_in,
         "rows_out": len(writer.hashes),

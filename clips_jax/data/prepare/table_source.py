@@ -216,11 +216,17 @@ def _parquet(path: str, start: int, stop: int | None) -> Iterator[dict[str, Any]
 
 
 def rows_of_batch(batch: Any) -> list[dict[str, Any]]:
-    """The rows of an Arrow batch as dicts; columns with strings that are not UTF-8 come as bytes."""
+    """The rows of an Arrow batch as dicts; a column of strings that are not all UTF-8 comes as bytes."""
+    columns = [_values(column) for column in batch.columns]
+    return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _values(column: Any) -> list[Any]:
     try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:  # parquet does not check that its strings are UTF-8
+        return column.to_pylist()
+    except UnicodeDecodeError:  # parquet does not check its strings
         import pyarrow
 
-        arrays = [a.cast(pyarrow.binary()) if pyarrow.types.is_string(a.type) else a for a in batch.columns]
-        return pyarrow.RecordBatch.from_arrays(arrays, names=batch.schema.names).to_pylist()
+        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+            return column.cast(pyarrow.large_binary()).to_pylist()
+        return [None] * len(column)  # within a list or struct

@@ -98,6 +98,11 @@ def sidecar(work: str, number: int) -> str:
     return os.path.join(work, f"{number:05d}.recaptions.json")
 
 
+def sidecar_hash(work: str, number: int) -> str:
+    """The file that holds the SHA-256 of a shard's joined rows, as JSON; written after them."""
+    return os.path.join(work, f"{number:05d}.recaptions.sha256")
+
+
 def read_sidecar(path: str) -> dict[str, dict[str, Any]]:
     """Joined rows by join value."""
     with storage.open_bytes(path) as file:

@@ -1,0 +1,218 @@
+"""Whole runs: from tars to a data set that TFDS reads, with its manifest; restarts; workers; the command line."""
+
+import json
+import os
+import pathlib
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tensorflow_datasets as tfds
+
+from clips_jax.data.prepare import __main__ as command
+from clips_jax.data.prepare import shard
+from clips_jax.data.prepare.builder import TripleBuilder
+from clips_jax.data.prepare.plan import Plan
+from clips_jax.data.prepare.tar_source import Tars
+from clips_jax.data.triples import Records
+from tests.data.make_tars import encoded, member, sample, write_tar
+
+SHARDS, SAMPLES = 3, 4
+
+
+def write_input(folder) -> None:
+    """Tars 0 to 2 with samples 00 … 23 and trouble, tar 3 unreadable, and recaptions for the even samples."""
+    for number in range(SHARDS):
+        parts = [part for i in range(SAMPLES) for part in sample(f"{number}{i}", 10 * number + i)]
+        parts += [(f"{number}9.jpg", encoded()[:200]), (f"{number}9.txt", b"cut")]
+        write_tar(
+            folder / f"{number}.tar", parts + [member("link.jpg", type=b"2", linkname="/etc/passwd")] * (number == 1)
+        )
+    extra = [
+        ("again.jpg", encoded(seed=1)),
+        ("again.txt", b"b'\\xc2\\xae'"),
+        ("00.jpg", encoded("PNG")),
+        ("00.txt", b"x"),
+    ]
+    write_tar(folder / "2.tar", [part for i in range(SAMPLES) for part in sample(f"2{i}", 20 + i)] + extra)
+    (folder / "3.tar").write_bytes(b"not a tar at all")
+    numbers = [number for number in range(24) if number % 2 == 0] + [2, 99]
+    texts = [f"Long text {number}. It goes on." for number in numbers[:-2]] + ["Second row for 2.", "For no picture."]
+    columns = {"sha256": [f"{number:064X}" for number in numbers], "re_caption": texts, "org_caption": texts}
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "recaptions.parquet", row_group_size=5)
+
+
+def run(folder, output, *flags: str, workers: int = 1) -> dict:
+    arguments = ["tars", f"{folder}/*.tar", "--recaptions", f"{folder}/*.parquet", "--name", "web"]
+    status = command.main([*arguments, "--data_dir", str(output), "--workers", str(workers), *flags])
+    assert status == 0
+    return json.loads((output / "web/1.0.0/manifest-train.json").read_text())
+
+
+def times(output) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in sorted((output / "web/1.0.0").glob("web-train*"))}
+
+
+def without_time(manifest: dict) -> dict:
+    return {name: value for name, value in manifest.items() if name != "worker_seconds"}
+
+
+def test_run_restart_and_workers(tmp_path, capfd):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    write_input(folder)
+    manifest = run(folder, output)
+    rejected = {name: (entry["count"], entry["examples"]) for name, entry in manifest["rejected"].items()}
+    assert rejected == {
+        "damaged_picture": (2, ["09", "19"]),
+        "link": (1, ["link.jpg"]),
+        "unreadable_tar": (1, []),
+    }
+    assert (manifest["rows_in"], manifest["rows_out"], manifest["rejected_rows"]) == (18, 14, 4)
+    # 12 samples of which the even ones are in the table, 2 truncated and 2 others that are not.
+    assert (manifest["joined_rows"], manifest["join_rate"]) == (6, 6 / 16)
+    assert manifest["normalised"]["alt_text.bytes_repr"] == {"count": 1, "examples": ["again"]}
+    assert manifest["normalised"]["picture.wrong_extension"] == {"count": 1, "examples": ["00"]}
+    assert manifest["duplicate_images"] == {"count": 1, "examples": ["again"]}
+    assert manifest["duplicate_keys"] == {"count": 1, "examples": ["00"]}
+    listed = [json.loads(line) for line in (output / "web/1.0.0/rejected-train.jsonl").read_text().splitlines()]
+    assert [(entry["key"], entry["reason"]) for entry in listed] == [
+        ("09", "damaged_picture"),
+        ("link.jpg", "link"),
+        ("19", "damaged_picture"),
+        ("", "unreadable_tar"),
+    ]
+    assert listed[3]["input"] == str(folder / "3.tar")
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+    records = Records("web", "train", str(output))
+    assert records.features == ("alt_text", "id", "image", "recaption") and len(records) == 14
+    assert [records[i]["recaption"] for i in (2, 3)] == ["Long text 2. It goes on.", ""]  # the first of two rows for 2
+    assert records[0]["image"] == encoded(seed=0)
+    by_id = {record["id"]: record for record in records.read(range(14))}
+    assert by_id["again"]["alt_text"] == "®" and by_id["21"]["alt_text"] == "picture 21"
+
+    # Nothing is done twice.
+    before = times(output)
+    assert len(before) == 4
+    assert without_time(run(folder, output)) == without_time(manifest) and times(output) == before
+    # What a killed worker leaves is removed; a shard whose note is missing, or whose input changed, is made again.
+    (output / "web/1.0.0/web-train.array_record-00000-of-00004.incomplete-12").touch()
+    (output / "web/1.0.0/work/train/00000-of-00004.done.json").unlink()
+    write_tar(folder / "2.tar", sample("20", 20))
+    changed = run(folder, output)
+    after = times(output)
+    assert [name for name in before if after[name] != before[name]] == sorted(before)[0:3:2] and len(after) == 4
+    assert (changed["rows_out"], changed["duplicate_images"]["count"]) == (9, 0) and changed["hash"] != manifest["hash"]
+    # Worker processes, another folder, other order of arrival: the same set.
+    assert without_time(run(folder, tmp_path / "two", workers=2)) == without_time(changed)
+    # An option that changes records changes all shards.
+    smaller = run(folder, output, "--shorter_side", "20")
+    assert all(times(output)[name] != after[name] for name in after)
+    assert smaller["normalised"]["picture.reduced"]["count"] == 9 and smaller["hash"] != changed["hash"]
+    assert "hash " + smaller["hash"] in capfd.readouterr().out
+
+
+def test_other_splits_and_smaller_copies(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_input(folder)
+    output = ["--data_dir", str(tmp_path / "out"), "--workers", "1"]
+    assert command.main(["tars", f"{folder}/0.tar", "--name", "web", *output]) == 0
+    assert command.main(["tars", f"{folder}/1.tar", "--name", "web", "--split", "val", *output]) == 0
+    builder = tfds.builder_from_directory(str(tmp_path / "out/web/1.0.0"))
+    assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 4, "val": 4}
+    assert command.main(["tars", f"{folder}/1.tar", "--name", "web", "--split", "x", "--texts", "url", *output]) == 2
+    assert command.main(["prepared", "web", "--name", "small", "--split", "val", "--shorter_side", "24", *output]) == 0
+    large, small = (Records(name, "val", str(tmp_path / "out")) for name in ("web", "small"))
+    assert len(small) == len(large) == 4 and len(small[0]["image"]) < len(large[0]["image"])
+    assert [{**record, "image": b""} for record in small.read(range(4))] == [
+        {**record, "image": b""} for record in large.read(range(4))
+    ]
+
+
+def test_a_shard_that_stops_halfway_is_no_shard(tmp_path, monkeypatch):
+    write_input(tmp_path)
+    plan = Plan("web", "1.0.0", "train", str(tmp_path / "out"), Tars(str(tmp_path)))
+    (task, *others), _ = plan.source.tasks(plan.work)
+    real, calls = shard.record_hash, []
+
+    def fails_at_the_third(record):
+        calls.append(record)
+        if len(calls) == 3:
+            raise OSError("disk full")
+        return real(record)
+
+    monkeypatch.setattr(shard, "record_hash", fails_at_the_third)
+    with pytest.raises(OSError, match="disk full"):
+        shard.make_shard(plan, task, 4)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert shard.done(plan, task, 4) is None
+    monkeypatch.undo()
+    assert shard.make_shard(plan, task, 4)["rows_out"] == 4
+    assert shard.done(plan, task, 4) and not shard.done(plan, others[0], 4)
+    (tmp_path / "out" / plan.shard_name(0, 4)).unlink()
+    assert shard.done(plan, task, 4) is None
+
+
+def test_nothing_usable(tmp_path, capsys):
+    write_tar(tmp_path / "a.tar", [("a.jpg", b"x"), ("a.txt", b"y")])
+    flags = ["--name", "none", "--data_dir", str(tmp_path / "out"), "--workers", "1"]
+    assert command.main(["tars", str(tmp_path / "a.tar"), *flags]) == 1
+    assert "none of 1 rows gave a record" in capsys.readouterr().err
+    manifest = json.loads((tmp_path / "out/none/1.0.0/manifest-train.json").read_text())
+    assert manifest["rejected"] == {"not_a_picture": {"count": 1, "examples": ["a"]}}
+    assert not (tmp_path / "out/none/1.0.0/dataset_info.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tars", "absent.tar", "--name", "x"], "absent.tar: no such file"),
+        (["tars", "absent/*.tar", "--name", "x"], "no file matches"),
+        (["tars", "{here}", "--name", "Bad-Name"], "lower case"),
+        (["tars", "{here}", "--name", "x", "--version", "1"], "three numbers"),
+        (["tars", "{here}", "--name", "x", "--split", "../x"], "--split"),
+        (["tars", "{here}", "--name", "x", "--texts", "image"], "none of"),
+        (["tars", "{here}", "--name", "x", "--shorter", "9"], "--shorter 9: no such option"),
+        (["prepared", "absent", "--name", "x"], "not prepared in"),
+        (["coco", "{here}/0.tar", "--images", ".", "--name", "x"], "no COCO captions file"),
+        (
+            ["tars", "{here}", "--name", "x", "--recaptions", "{here}/recaptions.parquet", "--join_on", "uid"],
+            "sha256, re_",
+        ),
+    ],
+)
+def test_mistakes_are_named(tmp_path, capsys, arguments, message):
+    write_input(tmp_path)
+    arguments = [argument.replace("{here}", str(tmp_path)) for argument in arguments]
+    assert command.main([*arguments, "--data_dir", str(tmp_path / "out"), "--workers", "1"]) == 2
+    assert message in capsys.readouterr().err
+
+
+class WebPictures(TripleBuilder):
+    """A user's builder."""
+
+    VERSION = "2.0.0"
+    pkg_dir_path = pathlib.Path("/set/by/the/test")
+
+    def sources(self, download_dir):
+        return {"train": Tars(os.environ["TEST_TARS"])}
+
+
+def test_builder_and_card(tmp_path, monkeypatch):
+    write_input(tmp_path)
+    (tmp_path / "README.md").write_text("What it is.")
+    (tmp_path / "CITATIONS.bib").write_text("@misc{it}")
+    monkeypatch.setenv("TEST_TARS", str(tmp_path / "0.tar"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    from etils import epath
+
+    monkeypatch.setattr(WebPictures, "pkg_dir_path", epath.Path(tmp_path))
+    builder = WebPictures(data_dir=tmp_path / "out")
+    builder.download_and_prepare()
+    again = tfds.builder("web_pictures", data_dir=tmp_path / "out")
+    assert (again.info.description, again.info.citation) == ("What it is.", "@misc{it}")
+    source = tfds.data_source("web_pictures", split="train", data_dir=tmp_path / "out")
+    assert len(source) == 4 and source[0]["image"].shape == (40, 60, 3)
+    assert len(builder.as_data_source("train")) == 4
