@@ -188,9 +188,6 @@ def test_reducing_does_not_alias():
 
 
 def test_huge_pictures_that_are_no_jpegs_are_reduced():
-    data = encoded("PNG", image=Image.new("RGB", (20_000, 801), "red"))
-    stored, notes = plain(data, "png", OPTIONS)
-    assert notes == ["huge"] and image_format(stored) == "JPEG" and Picture(stored).width == 20_000  # never enlarged
     data = encoded("PNG", image=Image.new("RGB", (8_000, 2_048), "red"))
-    stored, _ = plain(data, "png", OPTIONS)
-    assert (Picture(stored).width, Picture(stored).height) == (4_000, 1_024)
+    stored, notes = plain(data, "png", OPTIONS)
+    assert notes == ["huge"] and (Picture(stored).width, Picture(stored).height) == (4_000, 1_024)
