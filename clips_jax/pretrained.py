@@ -50,17 +50,32 @@ Positions = Literal["", "learned", "sincos"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Made:
+    """How a model came to be.
+
+    Attributes:
+      config: as it was trained.
+      step, samples_seen: 0 where unknown.
+    """
+
+    config: Config
+    step: int
+    samples_seen: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Pretrained:
     """A model with its parameters on the devices, and what it needs to read pictures and texts.
 
     Attributes:
       path: where it came from.
-      config: the run's, but for the mesh; of an imported model, only `model`, `tokenizer` and the names of the views
-        mean something.
-      step, samples_seen: of the checkpoint; 0 where unknown.
+      made: how it was trained, as far as is known.
+      config: the run's, but for the mesh and what the caller of `load` changed; of an imported model, only `model`,
+        `tokenizer` and the names of the views mean something.
     """
 
     path: str
+    made: Made
     config: Config
     model: Clips
     tokenizer: Tokenizer
@@ -68,8 +83,16 @@ class Pretrained:
     mesh: Mesh
     params: Any
     encoder: Encoder
-    step: int
-    samples_seen: int
+
+    @property
+    def step(self) -> int:
+        """Of the checkpoint; 0 where unknown."""
+        return self.made.step
+
+    @property
+    def samples_seen(self) -> int:
+        """By the checkpoint; 0 where unknown."""
+        return self.made.samples_seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +162,16 @@ def _from_workdir(workdir: str, step: int | None, data_dir: str, run_time: "_Run
             raise FileNotFoundError(f"{checkpoints.directory} has no complete {wanted}; there are steps {steps}.")
         step = steps[-1] if step is None else step
         meta: dict[str, Any] = checkpoints.meta(step)
-        config = run_time.applied_to(from_config_dict(meta["config"]))
+        trained = from_config_dict(meta["config"])
+        config = run_time.applied_to(trained)
         if data_dir:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
         program = make_program(config)
         check_tokenizer(meta["tokenizer"], program.tokenizer_identity(), checkpoints.path(step))
         params = checkpoints.restore_params(step, program.state_shapes.params)
     preprocessing = Preprocessing.of_training(config.model.image.image_size)
-    return _pretrained(workdir, config, program.tokenizer, preprocessing, program.mesh, params, run_time, step, meta)
+    made = Made(trained, step, int(meta["samples_seen"]))
+    return _pretrained(workdir, made, config, program.tokenizer, preprocessing, program.mesh, params, run_time)
 
 
 def _from_folder(path: str, positions: Positions, run_time: "_RunTime") -> Pretrained:
@@ -177,10 +202,12 @@ def _from_folder(path: str, positions: Positions, run_time: "_RunTime") -> Pretr
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model's token table "
             f"{config.model.text.vocab_size} rows: they do not belong together."
         )
-    config = run_time.applied_to(dataclasses.replace(config, tokenizer=TokenizerConfig(path=folder)))
+    trained = dataclasses.replace(config, tokenizer=TokenizerConfig(path=folder))
+    config = run_time.applied_to(trained)
     mesh = make_mesh(config)
     params = _on_devices(params, config, tokenizer, mesh)
-    return _pretrained(path, config, tokenizer, preprocessing, mesh, params, run_time, (own or {}).get("step", 0), own)
+    made = Made(trained, *(int((own or {}).get(key, 0)) for key in ("step", "samples_seen")))
+    return _pretrained(path, made, config, tokenizer, preprocessing, mesh, params, run_time)
 
 
 def _own_params(folder: str, config: Config) -> Any:
@@ -233,19 +260,17 @@ def imported_config(model: ModelConfig, with_bias: bool, tokenizer: str) -> Conf
 
 def _pretrained(
     path: str,
+    made: Made,
     config: Config,
     tokenizer: Tokenizer,
     preprocessing: Preprocessing,
     mesh: Mesh,
     params: Any,
     run_time: "_RunTime",
-    step: int,
-    meta: dict[str, Any] | None,
 ) -> Pretrained:
     model = Clips(config.model, config.objective, tokenizer.special.bos)
     encoder = Encoder(config, model, tokenizer, mesh, params, preprocessing, "highest" if run_time.exact else None)
-    samples_seen = int((meta or {}).get("samples_seen", 0))
-    return Pretrained(path, config, model, tokenizer, preprocessing, mesh, params, encoder, step, samples_seen)
+    return Pretrained(path, made, config, model, tokenizer, preprocessing, mesh, params, encoder)
 
 
 def _read_json(folder: str, name: str) -> dict[str, Any] | None:

@@ -105,6 +105,11 @@ class SentencePieceTokenizer:
         self.__dict__.update(state)
         self._open()
 
+    @property
+    def model_proto(self) -> bytes:
+        """The SentencePiece model, as in its file."""
+        return self._model
+
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Sequences for the text tower: `[BOS] pieces [EOS] PAD … [CLS]`, CLS always in the last position.
 

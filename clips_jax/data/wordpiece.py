@@ -1,5 +1,6 @@
 """BERT WordPiece, cleaned and laid out as the released CLIPS and OpenVision models want it."""
 
+import dataclasses
 import hashlib
 import html
 import json
@@ -111,11 +112,21 @@ class WordPieceTokenizer:
         ids = [token for pieces in self._pieces([clean(text) for text in texts]) for token in pieces.ids]
         return ids.count(self._tokenizer.token_to_id("[UNK]")) / len(ids) if ids else 0.0
 
+    def vocabulary(self) -> list[str]:
+        """All pieces, by id."""
+        return [str(self._tokenizer.id_to_token(i)) for i in range(self.vocab_size)]
+
+    def special_names(self) -> dict[str, str]:
+        """What the special tokens are called: by "pad", "bos", "eos", "cls"."""
+        return {name: str(self._tokenizer.id_to_token(i)) for name, i in dataclasses.asdict(self.special).items()}
+
+    def normalization(self) -> dict[str, Any]:
+        """BERT's settings: "lowercase", "handle_chinese_chars", "strip_accents" (None: as lower-casing)."""
+        return json.loads(self._tokenizer.to_str())["normalizer"]
+
     def identity(self) -> dict[str, str | int]:
         """What must agree for two tokenizers to give the same ids; stored in checkpoints."""
-        state = json.loads(self._tokenizer.to_str())
-        vocabulary = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
-        deciding = [vocabulary, state["normalizer"], [self.special.pad, self.special.bos, self.special.eos]]
+        deciding = [self.vocabulary(), self.normalization(), dataclasses.asdict(self.special)]
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
         return {"kind": "wordpiece", "sha256": digest, "vocab_size": self.vocab_size}
 

@@ -1,0 +1,1 @@
+"""Models handed to other libraries: `python -m clips_jax.export --help`."""
