@@ -38,7 +38,8 @@ class DataConfig:
     """Where records come from and how pictures are read.
 
     Attributes:
-      dataset: TFDS name, "name" or "name/config". "emoji" is the built-in one, built on first use.
+      dataset: TFDS name, "name" or "name/config". "emoji" is the built-in one, built on first use. Or tars, read in
+        place: "/data/{00000..00003}.tar".
       data_dir: TFDS folder; "" is `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       texts: the texts of a record by feature name. Where the feature is a list (rewrites, as LaCLIP has them), each
         example uses one of them, drawn uniformly.

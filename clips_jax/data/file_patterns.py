@@ -1,8 +1,9 @@
 """Lists of files from patterns: `/data/{00000..00012}.tar`, `gs://bucket/*.parquet`, a folder."""
 
+import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -26,19 +27,21 @@ def expand_braces(pattern: str) -> Iterator[str]:
     yield pattern
 
 
-def list_files(pattern: str, endings: tuple[str, ...]) -> list[str]:
-    """The files that a pattern names, sorted within each alternative of its braces.
+def list_files(patterns: str | Sequence[str], endings: tuple[str, ...]) -> list[str]:
+    """The files that patterns name, each once, sorted within each alternative of their braces.
 
     Args:
-      pattern: a path with braces and the wildcards `*`, `?` and `[…]`, or a folder, which stands for all files in it
-        with one of the `endings`. Any file system that Apache Beam knows (gs://, s3://, hdfs:// with its extras).
+      patterns: one or several; each a path with braces and the wildcards `*`, `?` and `[…]`, or a folder, which
+        stands for all files in it with one of the `endings`. Any file system that Apache Beam knows (gs://, s3://,
+        hdfs:// with its extras).
       endings: of a folder's files that count, such as (".tar",).
 
     Raises:
       FileNotFoundError: nothing is there; names the part of the pattern.
     """
     files: dict[str, None] = {}
-    for path in expand_braces(pattern):
+    alternatives = map(expand_braces, [patterns] if isinstance(patterns, str) else patterns)
+    for path in itertools.chain.from_iterable(alternatives):
         for found in _matches(path, endings):
             files[found] = None
     return list(files)

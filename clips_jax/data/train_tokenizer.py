@@ -1,15 +1,15 @@
 """Trains a SentencePiece model from the texts of a data set.
 
-    python -m clips_jax.data.train_tokenizer --dataset emoji --texts alt_text,recaption --vocab_size 2000 \\
-        --output tokenizer.model
+python -m clips_jax.data.train_tokenizer --dataset my_shards --vocab_size 8000
 """
 
 import argparse
 import os
 from collections.abc import Iterator, Sequence
 
+from clips_jax.config import DataConfig, TokenizerConfig
 from clips_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
-from clips_jax.data.triples import Records
+from clips_jax.data.triples import Records, tokenizer_path
 
 _RECORDS_PER_READ = 1024
 _SAMPLES = 3
@@ -42,7 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="train", help="split to read; slices such as 'train[:10%%]' work")
     parser.add_argument("--texts", default="alt_text,recaption", help="text features, separated by commas")
     parser.add_argument("--vocab_size", type=int, default=2000, help="pieces at most, special tokens included")
-    parser.add_argument("--output", required=True, help="model file to write")
+    parser.add_argument(
+        "--output",
+        default="",
+        help="model file to write; '' is where training looks for it: tokenizer.model in the data set's folder",
+    )
     parser.add_argument("--data_dir", default="", help="TFDS folder; '' is $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     parser.add_argument("--max_texts", type=int, default=0, help="texts used, from the first; 0 is all (in memory)")
     options = parser.parse_args(arguments)
@@ -53,12 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown or not names:
         known = ", ".join(records.text_features)
         parser.error(f"--texts: {', '.join(unknown) or 'nothing'} is not among the texts of the data set: {known}")
+    output = options.output or tokenizer_path(
+        DataConfig(options.dataset, {}, data_dir=options.data_dir), TokenizerConfig()
+    )
     texts = list(read_texts(records, names, options.max_texts))
-    train_sentencepiece(texts, options.output, options.vocab_size)
+    train_sentencepiece(texts, output, options.vocab_size)
 
-    tokenizer = SentencePieceTokenizer(options.output)
-    size = os.path.getsize(options.output)
-    print(f"{options.output}: {tokenizer.vocab_size} pieces from {len(texts)} texts, {size} bytes.")
+    tokenizer = SentencePieceTokenizer(output)
+    size = os.path.getsize(output)
+    print(f"{output}: {tokenizer.vocab_size} pieces from {len(texts)} texts, {size} bytes.")
     print(f"Unknown tokens in these texts: {100 * tokenizer.unknown_share(texts):.3f} %.")
     for text in texts[:_SAMPLES]:
         tokens, sentences = tokenizer.tokenize([text], _SAMPLE_LENGTH)

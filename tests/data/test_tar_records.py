@@ -177,6 +177,7 @@ def test_file_patterns(tmp_path):
     assert list(expand_braces("a{b}c")) == ["a{b}c"]
     with pytest.raises(FileNotFoundError, match="folder without any .tar"):
         list_files(str(tmp_path), (".tar",))
+    assert list_files([__file__, __file__], ()) == [__file__]
     for name in ("b.tar", "a.TAR", "c.txt"):
         (tmp_path / name).touch()
     assert list_files(str(tmp_path), (".tar",)) == [str(tmp_path / "a.TAR"), str(tmp_path / "b.tar")]

@@ -5,3 +5,8 @@
 Read in this order: `rows`, `options`, the four `*_source` files, `pictures`, `record`, `shard`, `join`, `duplicates`,
 `dataset`, `run`, `builder`, `__main__`. Apache Beam is used in `join`, `duplicates` and `run` only.
 """
+
+import logging
+
+# Beam says so at each start where Google's client libraries are not installed, which only Dataflow needs.
+logging.getLogger().addFilter(lambda record: "apitools not found" not in record.getMessage())

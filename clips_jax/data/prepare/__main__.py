@@ -44,14 +44,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     sources = parser.add_subparsers(dest="source", required=True, metavar="{tars,table,coco,prepared}")
     tars = _source(sources, "tars", "tar shards as img2dataset and webdataset write them: KEY.jpg, KEY.txt, KEY.json")
-    tars.add_argument("input", help="tars: a path with {000..012}, {a,b}, *, ?, or a folder; .tar.gz works, too")
+    tars.add_argument(
+        "input", nargs="+", help="tars: a path with {000..012}, {a,b}, *, ?, or a folder; .tar.gz works, too"
+    )
     tars.add_argument(
         "--recaptions", metavar="PARQUET", help="a table to join, such as Recap-DataComp-1B; paths as above"
     )
     tars.add_argument("--join_on", default="sha256", help="sha256, uid, url … in a sample's JSON, or key (its own)")
     tars.add_argument("--join_column", default="", help="the table's column (default: as --join_on)")
     table = _source(sources, "table", "CSV, TSV, JSON lines or parquet, and a folder of pictures")
-    table.add_argument("input", help="tables: a path with {000..012}, {a,b}, *, ?, or a folder")
+    table.add_argument("input", nargs="+", help="tables: a path with {000..012}, {a,b}, *, ?, or a folder")
     table.add_argument("--images", default="", help="folder that picture paths start from (default: the table's)")
     table.add_argument(
         "--image_column", default="", help="path, or bytes (default: image, image_path, path, file_name …)"
@@ -157,10 +159,10 @@ def _plan(options: argparse.Namespace) -> Plan:
         join = None
         if options.recaptions:
             join = Recaptions(options.recaptions, options.join_on, options.join_column, texts.names())
-        source: Any = Tars(options.input, join)
+        source: Any = Tars(tuple(options.input), join)
     elif options.source == "table":
         columns = (options.image_column, options.key_column, options.rows_per_shard)
-        source = Table(options.input, options.images, *columns)
+        source = Table(tuple(options.input), options.images, *columns)
     elif options.source == "coco":
         source = Coco(options.input, options.images, options.rows_per_shard)
     else:

@@ -27,7 +27,7 @@ class Table:
     """Tables and a folder of pictures.
 
     Attributes:
-      pattern: tables, as `file_patterns.list_files` takes it.
+      pattern: tables, as `file_patterns.list_files` takes them.
       images: folder that the table's paths start from; no path leaves it. "" is each table's own folder.
       image_column: holds a path, or a picture's bytes; "" finds one of `PICTURE_COLUMNS`.
       key_column: "" finds one of `KEY_COLUMNS`; without one, rows are called by table and number.
@@ -35,7 +35,7 @@ class Table:
       max_bytes: of a picture's file; a larger one is not even read.
     """
 
-    pattern: str
+    pattern: str | tuple[str, ...]
     images: str = ""
     image_column: str = ""
     key_column: str = ""

@@ -49,11 +49,11 @@ class Tars:
     """Tar shards as img2dataset and webdataset write them; each gives one output shard.
 
     Attributes:
-      pattern: the tars, as `file_patterns.list_files` takes it; .tar, and packed ones (.tar.gz, .bz2, .xz).
+      pattern: the tars, as `file_patterns.list_files` takes them; .tar, and packed ones (.tar.gz, .bz2, .xz).
       recaptions: a table to join.
     """
 
-    pattern: str
+    pattern: str | tuple[str, ...]
     recaptions: Recaptions | None = None
 
     def tasks(self, work: str) -> tuple[list[Task], list[Rejected]]:
