@@ -42,7 +42,8 @@ def finish(config: ConfigDict, arg: ConfigDict, demo_stages: int = 1) -> ConfigD
     used = {source for view in config.objective.views.values() for source in view.sources}
     if config.model.captioner:
         used.add(config.model.captioner.target)
-    used |= {config.data.texts[name].fallback for name in used if name in config.data.texts}
+    for name in used & set(config.data.texts):
+        used |= {config.data.texts[name].fallback, *config.data.texts[name].among}
     config.data.texts = {name: text for name, text in config.data.texts.items() if name in used}
     return common.complete(config)
 

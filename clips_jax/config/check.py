@@ -116,6 +116,9 @@ def _check_data(data: DataConfig) -> None:
             raise ConfigError(f"data.texts.{name}.length: {text.length}; use 1 or more.")
         if text.fallback and text.fallback not in data.texts:
             raise ConfigError(f"data.texts.{name}.fallback: {text.fallback!r} is not one of {sorted(data.texts)}.")
+        for other in text.among:
+            if other not in data.texts or other == name:
+                raise ConfigError(f"data.texts.{name}.among: {other!r} is not another of {sorted(data.texts)}.")
     total = sum(source.weight for source in data.mixture.values())
     for name, source in data.mixture.items():
         path = f"data.mixture.{name}"

@@ -10,10 +10,13 @@ class TextConfig:
     Attributes:
       length: tokens shipped per text, without special tokens; longer texts are cut, shorter ones padded.
       fallback: the text that stands in when this one is empty ("" = none: an empty text stays empty).
+      among: other texts that join the draw: each example uses one of all of them and of this text's own, each text as
+        likely, empty ones left out (LaCLIP: the AltText among its rewrites, however many a record has).
     """
 
     length: int
     fallback: str = ""
+    among: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

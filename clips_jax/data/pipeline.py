@@ -17,7 +17,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from clips_jax.config import Config, ConfigError, DataConfig, SourceConfig
+from clips_jax.config import Config, ConfigError, DataConfig, SourceConfig, TextConfig
 from clips_jax.data.bad_records import Replaced
 from clips_jax.data.images import BadImage, decode_resized_crop
 from clips_jax.data.open_tokenizer import Tokenizer, open_tokenizer
@@ -63,6 +63,26 @@ def open_sources(data: DataConfig) -> list[Source]:
     """The data sets of a config in the order of their names: the one of `data`, or those of `data.mixture`."""
     configs = data.mixture or {"": SourceConfig()}
     return [Source(name, configs[name], data) for name in sorted(configs)]
+
+
+def draw_texts(
+    found: Mapping[str, str | list[str]], texts: Mapping[str, TextConfig], position: int, seed: int
+) -> dict[str, str]:
+    """One text per name: where a record has several, each is as likely; a function of (seed, position, name's number).
+
+    Args:
+      found: what the record holds by text name, a text or a list of texts.
+      texts: their settings; `among` adds other names' texts to the draw.
+    """
+    drawn = {}
+    for number, name in enumerate(found):
+        values = [found[other] for other in (name, *texts[name].among)]
+        if len(values) == 1 and isinstance(values[0], str):
+            drawn[name] = values[0]
+            continue
+        choices = [text for value in values for text in ([value] if isinstance(value, str) else value) if text.strip()]
+        drawn[name] = choices[rewrite_choice(position, seed, number, len(choices))] if choices else ""
+    return drawn
 
 
 class LoadPart:
@@ -128,14 +148,8 @@ class LoadPart:
             raise record
         data, rng = self._data, crop_generator(position, self._seed)
         pixels[:] = decode_resized_crop(record[IMAGE], self._image_size, rng, data.crop_area, data.crop_ratio)
-        texts = {}
-        for number, (name, feature) in enumerate(source.features.items()):
-            text = record[feature] if feature else ""
-            if not isinstance(text, str):
-                rewrites = [rewrite for rewrite in text if rewrite.strip()]
-                text = rewrites[rewrite_choice(position, self._seed, number, len(rewrites))] if rewrites else ""
-            texts[name] = text
-        return texts_of(texts, data.texts)
+        found = {name: record[feature] if feature else "" for name, feature in source.features.items()}
+        return texts_of(draw_texts(found, data.texts, position, self._seed), data.texts)
 
     def _replace(self, position: int, source: Source, pixels: np.ndarray, error: Exception) -> dict[str, str]:
         """Another record of the same data set, so that a mixture keeps its proportions."""
