@@ -17,6 +17,7 @@ from clips_jax.config import (
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    PackingConfig,
     TextConfig,
     TextTowerConfig,
     TransformerConfig,
@@ -51,6 +52,12 @@ def config(batch_size: int = 8, depth: int = 2, **changes: Any) -> Config:
         total_samples=10 * batch_size,
     )
     return dataclasses.replace(base, **changes)
+
+
+def packed(config: Config, **settings: int) -> Config:
+    """The same with packed texts."""
+    text = dataclasses.replace(config.model.text, packing=PackingConfig(row_length=20, **settings))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
 
 
 def batch(config: Config, step: int = 0) -> Batch:

@@ -1,7 +1,6 @@
 """Image tokens left out in training: which, where they sit, and that evaluation sees them all."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +8,11 @@ import numpy as np
 import pytest
 
 from clips_jax import masks
+from clips_jax.masks import example_keys
 from clips_jax.models.clips import Clips
 from clips_jax.models.image_tower import ImageTower
 from clips_jax.models.token_dropping import count_kept, draw_kept, select
-from clips_jax.train_step import batch_loss, init_params
+from clips_jax.train_step import Step, init_params
 from tests import small
 
 
@@ -71,11 +71,13 @@ def test_the_step_drops_and_evaluation_does_not():
     batch, model = small.batch(plain), Clips(plain.model, plain.objective, small.SPECIAL.bos)
     params = jax.jit(lambda key: init_params(plain, model, key))(jax.random.key(0))
 
+    keys = example_keys(jax.random.key(0), jnp.array(0), plain.batch_size)
+
     def parts(config):
         model = Clips(config.model, config.objective, small.SPECIAL.bos)
-        run = jax.jit(functools.partial(batch_loss, config, model, small.SPECIAL, small.one_device()))
+        run = jax.jit(Step(config, model, small.SPECIAL, small.one_device()).loss)
         features = jax.jit(lambda images: model.apply({"params": params}, images, method="encode_image"))
-        return run(params, batch, jnp.array(0))[1], features(batch.images / np.float32(255))
+        return run(params, batch, keys)[1], features(batch.images / np.float32(255))
 
     whole, features = parts(plain)
     without_patches, features_of_tower = parts(with_shares(0.5))

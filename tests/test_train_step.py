@@ -13,7 +13,7 @@ from clips_jax.augment import prepare_images
 from clips_jax.models.clips import Clips
 from clips_jax.models.image_tower import normalize
 from clips_jax.optimizer import learning_rate_schedule, make_optimizer
-from clips_jax.train_step import VIEW_STREAM, batch_loss, init_params, init_state, train_step
+from clips_jax.train_step import VIEW_STREAM, Step, init_params, init_state, train_step
 from tests import references, small
 
 PREPARED = {}
@@ -73,13 +73,35 @@ def test_captioner_on_every_second_example_sees_these_examples():
     model, state, _ = prepared(config)
     batch = small.batch(config)
     odd = jax.tree.map(lambda x: x.at[1::2].set(x[1::2][::-1]), jax.tree.map(jnp.asarray, batch.texts["recaption"]))
-    loss = functools.partial(
-        batch_loss, half, Clips(half.model, half.objective, small.SPECIAL.bos), small.SPECIAL, small.one_device()
-    )
-    parts = loss(state.params, batch, state.step)[1]
-    changed = loss(state.params, batch.replace(texts=batch.texts | {"recaption": odd}), state.step)[1]
+    model = Clips(half.model, half.objective, small.SPECIAL.bos)
+    loss = jax.jit(Step(half, model, small.SPECIAL, small.one_device()).loss)
+    keys = masks.example_keys(jax.random.key(config.seed), state.step, config.batch_size)
+    parts = loss(state.params, batch, keys)[1]
+    changed = loss(state.params, batch.replace(texts=batch.texts | {"recaption": odd}), keys)[1]
     assert parts["loss/caption"] == changed["loss/caption"]
     assert parts["loss/contrastive/recap"] != changed["loss/contrastive/recap"]
+
+
+def gradients(config):
+    step = Step(config, Clips(config.model, config.objective, small.SPECIAL.bos), small.SPECIAL, small.one_device())
+    keys = masks.example_keys(jax.random.key(config.seed), jnp.array(0), config.batch_size)
+    return jax.jit(step.gradients)(prepared(small.config())[1].params, small.batch(config), keys)
+
+
+@pytest.fixture(scope="module")
+def plain_gradients():
+    return gradients(small.config())
+
+
+@pytest.mark.parametrize(("packed", "parts"), [(True, 1), (False, 4), (True, 2)])
+def test_packed_texts_and_parts_of_a_batch_change_no_gradient(plain_gradients, packed, parts):
+    config = dataclasses.replace(small.config(), accumulation_steps=parts)
+    config = small.packed(config, group=2, tokens_per_example=27) if packed else config
+    ours, metrics = gradients(config)
+    if packed:
+        assert metrics.pop("text/cut") == 0 and 0.3 < metrics.pop("text/fill") < 0.7
+    small.assert_trees_close(metrics, plain_gradients[1], rtol=1e-5)
+    small.assert_trees_close(ours, plain_gradients[0], rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

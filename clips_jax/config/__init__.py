@@ -12,7 +12,14 @@ from typing import Any
 from clips_jax.config.data import DataConfig, SourceConfig, TextConfig, TokenizerConfig
 from clips_jax.config.error import ConfigError
 from clips_jax.config.evaluation import CaptionLossConfig, ClassificationConfig, EvaluationConfig, RetrievalConfig
-from clips_jax.config.model import CaptionerConfig, ImageTowerConfig, ModelConfig, TextTowerConfig, TransformerConfig
+from clips_jax.config.model import (
+    CaptionerConfig,
+    ImageTowerConfig,
+    ModelConfig,
+    PackingConfig,
+    TextTowerConfig,
+    TransformerConfig,
+)
 from clips_jax.config.objective import Mask, ObjectiveConfig, ViewConfig
 from clips_jax.config.training import CheckpointConfig, MeshConfig, OptimizerConfig
 
@@ -31,6 +38,7 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "PackingConfig",
     "RetrievalConfig",
     "SourceConfig",
     "TextConfig",
@@ -49,6 +57,8 @@ class Config:
     Attributes:
       batch_size: examples per step over all devices.
       total_samples: samples seen by the end; the run has `total_samples // batch_size` steps.
+      accumulation_steps: parts that a batch is computed in, one after the other, to fit into memory; the gradient
+        is that of the whole batch, the contrastive loss included.
       log_every_steps: interval of the progress line and of the logged metrics.
       init_from: workdir whose newest checkpoint gives the initial parameters (the stages of a recipe); "" = none.
     """
@@ -63,6 +73,7 @@ class Config:
     tokenizer: TokenizerConfig = TokenizerConfig()
     mesh: MeshConfig = MeshConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    accumulation_steps: int = 1
     log_every_steps: int = 50
     init_from: str = ""
     seed: int = 0

@@ -11,6 +11,7 @@ SMALLEST_SHARE = 2 / 4096
 # The smallest value of each number that has one.
 SMALLEST = {
     "batch_size": 1,
+    "accumulation_steps": 1,
     "log_every_steps": 1,
     "seed": 0,
     "checkpoint.every_steps": 1,
@@ -53,6 +54,7 @@ def check(config: Config) -> None:
     _check_model(config.model)
     _check_data(config.data)
     _check_views(config)
+    _check_packing(config)
     _check_captioner(config)
     _check_evaluation(config)
     if config.optimizer.warmup_samples // config.batch_size >= config.total_steps:
@@ -72,13 +74,22 @@ def check_mesh(config: Config, device_count: int) -> dict[str, int]:
             f"batch_size: {config.batch_size} does not divide over data x fsdp = {shards} devices; "
             f"use {' or '.join(str(b) for b in (down, down + shards) if b)}."
         )
-    captioner = config.model.captioner
-    if captioner and config.batch_size // shards % captioner.every:
-        raise ConfigError(
-            f"model.captioner.every: {captioner.every} does not divide the {config.batch_size // shards} examples of a "
-            "device; use a divisor."
-        )
+    rows, parts = config.batch_size // shards, config.accumulation_steps
+    _check_divides("accumulation_steps", parts, rows, "examples of a device")
+    part = (
+        f"examples that a device computes at a time (batch_size / (data x fsdp) / accumulation_steps = {rows // parts})"
+    )
+    if config.model.captioner:
+        _check_divides("model.captioner.every", config.model.captioner.every, rows // parts, part)
+    if config.model.text.packing and config.objective.views:
+        _check_divides("model.text.packing.group", config.model.text.packing.group, rows // parts, part)
     return sizes
+
+
+def _check_divides(key: str, value: int, whole: int, what: str) -> None:
+    if whole % value:
+        close = max(d for d in range(1, min(value, whole) + 1) if whole % d == 0)
+        raise ConfigError(f"{key}: {value} does not divide the {whole} {what}; use a divisor, such as {close}.")
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -170,6 +181,33 @@ def _check_views(config: Config) -> None:
         raise ConfigError("objective.views: at least one view needs a weight above 0.")
 
 
+def _check_packing(config: Config) -> None:
+    packing, views = config.model.text.packing, config.objective.views
+    if packing is None or not views:
+        return
+    path = "model.text.packing"
+    if not config.model.text.mask_padding:
+        raise ConfigError(f"{path}: without model.text.mask_padding padding is part of a text; set {path} to None.")
+    if packing.group < 1 or packing.tokens_per_example < SPECIALS_PER_SEQUENCE + 1:
+        raise ConfigError(f"{path}: group must be 1 or more, tokens_per_example {SPECIALS_PER_SEQUENCE + 1} or more.")
+    longest = max(view.length for view in views.values())
+    if packing.row_length < longest:
+        raise ConfigError(f"{path}.row_length: {packing.row_length} does not hold a view of {longest} tokens.")
+    # Even if every text is cut to one token of its own there must be room for all: packing.pack cuts no further.
+    rows = -(-packing.group * packing.tokens_per_example // packing.row_length)
+    texts = packing.group * len(views)
+    if rows * (packing.row_length // (SPECIALS_PER_SEQUENCE + 1)) < texts:
+        raise ConfigError(
+            f"{path}.tokens_per_example: {packing.tokens_per_example} is {rows} rows of {packing.row_length} a group: "
+            f"too few for {texts} texts; use about half of the views' lengths together."
+        )
+    captioner = config.model.captioner
+    if captioner and captioner.every > 0 and packing.group % captioner.every:
+        raise ConfigError(
+            f"{path}.group: {packing.group} is not a multiple of model.captioner.every {captioner.every}."
+        )
+
+
 def _check_captioner(config: Config) -> None:
     captioner = config.model.captioner
     if captioner is None:
@@ -186,6 +224,11 @@ def _check_captioner(config: Config) -> None:
         raise ConfigError(
             f"model.captioner.target_length: {captioner.target_length} is more than "
             f"data.texts.{captioner.target}.length = {text.length}; use at most that, and at least 2."
+        )
+    if captioner.condition_length and captioner.condition_length < SPECIALS_PER_SEQUENCE:
+        raise ConfigError(
+            f"model.captioner.condition_length: {captioner.condition_length}; use {SPECIALS_PER_SEQUENCE} or more, "
+            "or 0 for the whole view."
         )
     if captioner.every < 1:
         raise ConfigError(f"model.captioner.every: {captioner.every}; use 1 or more.")

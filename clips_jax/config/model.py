@@ -46,6 +46,25 @@ class ImageTowerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PackingConfig:
+    """Texts of several examples in one row of the text tower, in training; the features are the same.
+
+    A group of consecutive examples shares `group * tokens_per_example / row_length` rows. If their texts need more than
+    that, the longest are cut to the greatest common length that fits: metric "text/cut". "text/fill" is the share of
+    the rows that holds tokens; set `tokens_per_example` so that the first stays near 0 and the second near 1.
+
+    Attributes:
+      tokens_per_example: room for all views of an example together, special tokens included.
+      group: examples; larger groups vary less in length. Must divide the examples of a device.
+      row_length: tokens of a row, at least the longest view.
+    """
+
+    tokens_per_example: int
+    group: int = 64
+    row_length: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
 class TextTowerConfig:
     """A bidirectional text transformer, pooled at the CLS token in the last position.
 
@@ -53,12 +72,14 @@ class TextTowerConfig:
       vocab_size: rows of the token table; at least the tokenizer's size.
       length: rows of the position table, so the longest sequence, special tokens included.
       mask_padding: whether padding is hidden from attention; the released CLIPS weights attend to it (False).
+      packing: how views are packed in training; None gives each text a row of its own.
     """
 
     transformer: TransformerConfig
     vocab_size: int
     length: int = 80
     mask_padding: bool = True
+    packing: PackingConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +93,7 @@ class CaptionerConfig:
       target: name of the text to write.
       target_length: positions predicted, the closing EOS included.
       condition_on: "image" and names of text views.
+      condition_length: tokens of a text view that the captioner sees: the first ones and CLS. 0 is all of them.
       every: the captioner trains on every n-th example of a batch; 1 is all of them.
       keep_image_tokens: share of the image tower's tokens that the captioner is given in training, drawn anew for each
         example (OpenVision 2: 0.25 to 0.35); 1 is all.
@@ -82,6 +104,7 @@ class CaptionerConfig:
     target: str = "recaption"
     target_length: int = 128
     condition_on: tuple[str, ...] = ("image", "alt")
+    condition_length: int = 0
     every: int = 1
     keep_image_tokens: float = 1.0
 

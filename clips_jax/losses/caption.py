@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from clips_jax.losses.chunks import largest_divisor
 
 P = PartitionSpec
-# Logits of one chunk, float32. 128 MiB are 1,024 rows of 32,000: larger ones save little traffic (the head's gradient is
-# read and written once per chunk), smaller ones little memory.
+# Logits of one chunk, float32. 128 MiB are 1,024 rows of 32,000: larger ones save little traffic (the head's gradient
+# is read and written once per chunk), smaller ones little memory.
 CHUNK_BYTES = 128 * 2**20
 
 
@@ -25,7 +25,7 @@ def caption_loss(
     targets_CxT: jax.Array,
     weights_CxT: jax.Array,
     total: jax.Array,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
 ) -> jax.Array:
     """sum of weight x cross-entropy / total, with its gradient computed on the way.
 
@@ -60,15 +60,15 @@ def caption_cross_entropy(hidden_CxTxD: jax.Array, head_DxV: jax.Array, targets_
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(mesh: Mesh, *inputs: jax.Array) -> jax.Array:
+def _loss(mesh: Mesh | AbstractMesh, *inputs: jax.Array) -> jax.Array:
     return _loss_and_gradients(mesh, *inputs)[0]
 
 
-def _forward(mesh: Mesh, *inputs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward(mesh: Mesh | AbstractMesh, *inputs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _loss_and_gradients(mesh, *inputs)
 
 
-def _backward(mesh: Mesh, gradients: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[Any, ...]:
+def _backward(_: Mesh | AbstractMesh, gradients: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[Any, ...]:
     by_hidden, by_head = ((cotangent * gradient).astype(gradient.dtype) for gradient in gradients)
     return by_hidden, by_head, None, None, None
 
@@ -76,7 +76,7 @@ def _backward(mesh: Mesh, gradients: tuple[jax.Array, jax.Array], cotangent: jax
 _loss.defvjp(_forward, _backward)
 
 
-def _loss_and_gradients(mesh: Mesh, *inputs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _loss_and_gradients(mesh: Mesh | AbstractMesh, *inputs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """(loss, gradients of hidden states and head)."""
     rows, head = P(("data", "fsdp")), P("fsdp", "tensor")
     body = jax.shard_map(

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from clips_jax.losses.chunks import largest_divisor
 
@@ -36,7 +36,7 @@ Kind = Literal["softmax", "sigmoid"]
 class _Settings(NamedTuple):
     kind: Kind
     weights: tuple[float, ...]
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
 
 
 def contrastive_loss(
@@ -47,7 +47,7 @@ def contrastive_loss(
     *,
     kind: Kind,
     weights: tuple[float, ...],
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
 ) -> tuple[jax.Array, jax.Array]:
     """The weighted sum over views of one of
 
@@ -113,8 +113,8 @@ def _on_each_device(
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
     kind, weights, mesh = settings
     everywhere = ("data", "fsdp")
-    # A batch's rows lie over (data, fsdp), fsdp innermost: gathered in this order they are in order. One axis at a time:
-    # over both at once a v5e turns it into an all-reduce.
+    # A batch's rows lie over (data, fsdp), fsdp innermost: gathered in this order they are in order. One axis at
+    # a time: over both at once a v5e turns it into an all-reduce.
     gathered = ("fsdp", "data") if gathers_all else ("fsdp",)
     hops = 1 if gathers_all else mesh.shape["data"]
     own, views = len(image_bxE), len(weights)
