@@ -5,6 +5,6 @@ cd "$(dirname "$0")/.."
 source launch/environment.sh requirements.txt tests/requirements.txt
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/shellcheck launch/*.sh .ci/run
+.venv/bin/shellcheck -x launch/*.sh .ci/run
 .venv/bin/basedpyright --pythonpath .venv/bin/python
 exec .venv/bin/python -m pytest -q -n 2 --dist loadfile --durations=15 "$@"
