@@ -1,0 +1,273 @@
+"""How fast the input pipeline is beside others, on the same JPEGs, on two cores, in one run.
+
+    python -m benchmarks.input_pipeline [--json] [--jpegs FOLDER]
+
+Every stack reads, decodes, crops at random, tokenizes AltText and recaption and batches. Stacks take turns, so that
+whatever else the machine does hits all alike; the figures are medians. Packages of the stacks compared with:
+benchmarks/requirements.txt. What is missing is named, and the rest is measured: without tensorflow-text a cheaper
+tokenizer stands in, without torch the same work in plain processes. Both favour the other side.
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from benchmarks.photographs import Photograph, made_photographs, read_photographs, smaller, zone_plate
+from benchmarks.stacks import AREA, RATIO, STACKS
+from clips_jax.data.images import decode_resized_crop, sample_crop
+from clips_jax.data.tokenizer import train_sentencepiece
+
+SIZES = (84, 112, 224)
+_LOW_RESOLUTION = {"ours, shorter side 160": (84,), "ours, shorter side 208": (84, 112)}
+_TARGETS = {"tf.data": 2.0, "tf.data, batched text": 1.3, "open_clip": 2.3}
+
+
+class Photographs(tfds.core.GeneratorBasedBuilder):
+    """The pictures as triples: as they are, and re-encoded at a shorter side."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("original", "side160", "side208")]
+    photographs: Sequence[Photograph] = ()
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        features = {"image": tfds.features.Image(shape=(None, None, 3)), "alt_text": text, "recaption": text}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Any:
+        side = self.builder_config.name.removeprefix("side")
+        for number, (jpeg, alt, recaption) in enumerate(self.photographs):
+            image = jpeg if side == "original" else smaller(jpeg, int(side))
+            yield number, {"image": io.BytesIO(image), "alt_text": alt, "recaption": recaption}
+
+
+def write_data(folder: str, photographs: Sequence[Photograph]) -> None:
+    """The same pictures and texts in the format of each stack, and the tokenizers' vocabularies."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    tfds.disable_progress_bar()
+    Photographs.photographs = photographs
+    for config in Photographs.BUILDER_CONFIGS:
+        Photographs(data_dir=folder, config=config.name, file_format="array_record").download_and_prepare()
+    with tf.io.TFRecordWriter(f"{folder}/photographs.tfrecord") as writer:
+        for image, alt, recaption in photographs:
+            values = {"image": image, "alt_text": alt.encode(), "recaption": recaption.encode()}
+            feature = {k: tf.train.Feature(bytes_list=tf.train.BytesList(value=[v])) for k, v in values.items()}
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+    with tarfile.open(f"{folder}/photographs.tar", "w") as tar:
+        for number, (image, alt, recaption) in enumerate(photographs):
+            extra = json.dumps({"key": f"{number:09}", "caption": alt, "re_caption": recaption}).encode()
+            for ending, data in (("jpg", image), ("txt", alt.encode()), ("json", extra)):
+                member = tarfile.TarInfo(f"{number:09}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    texts = [text for _, *both in photographs for text in both]
+    train_sentencepiece(texts, f"{folder}/tokenizer.model", 16_000)
+    words = sorted({word for text in texts for word in text.lower().replace(",", " ").replace(".", " ").split()})
+    letters = [chr(code) for code in range(33, 127)]
+    # Every third word is left out, so that WordPiece has to cut some words, as it does in real text.
+    kept = [word for number, word in enumerate(words) if number % 3]
+    pieces = dict.fromkeys(["[PAD]", "[UNK]", *letters, *(f"##{letter}" for letter in letters), *kept])
+    with open(f"{folder}/vocab.txt", "w", encoding="utf-8") as file:
+        file.write("\n".join(pieces))
+
+
+class Stack:
+    """A pipeline in a process of its own, which waits while others are measured."""
+
+    def __init__(self, name: str, folder: str, cores: int):
+        command = [sys.executable, "-m", "benchmarks.stacks", name, folder, str(cores)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.rates: dict[int, list[float]] = {}
+        self.megabytes = 0.0
+        first = self._answer()
+        self.missing, self.uses = first.get("missing", ""), first.get("uses", "")
+
+    def measure(self, size: int, seconds: float) -> None:
+        """Adds a rate to `rates`; sets `missing` if the stack fails."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{size} {seconds}\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self.missing = answer.get("missing", "")
+        if not self.missing:
+            self.rates.setdefault(size, []).append(answer["rate"])
+            self.megabytes = max(self.megabytes, answer["mb"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None and self._process.stderr is not None
+        line = self._process.stdout.readline()
+        if not line:
+            return {"missing": (self._process.stderr.read().strip().splitlines() or ["it died"])[-1]}
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Ends the process and its workers."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+def quality(photographs: Sequence[Photograph], size: int) -> float:
+    """Mean PSNR in dB of our crops against a full decode and Pillow's antialiased resize of the same crops."""
+    values = []
+    for number, (jpeg, _, _) in enumerate(photographs):
+        ours = decode_resized_crop(jpeg, size, np.random.default_rng(number), AREA, RATIO)
+        full = Image.open(io.BytesIO(jpeg)).convert("RGB")
+        left, top, width, height = sample_crop(*full.size, np.random.default_rng(number), AREA, RATIO)
+        box = (left, top, left + width, top + height)
+        exact = np.asarray(full.resize((size, size), Image.Resampling.BILINEAR, box=box), float)
+        values.append(10 * np.log10(255**2 / max(np.mean((ours - exact) ** 2), 1e-3)))
+    return float(np.mean(values))
+
+
+def aliasing(size: int) -> dict[str, float]:
+    """Contrast (standard deviation of grey values) left of a zone plate where its rings are finer than the result.
+
+    0 is perfect; what is there looks like rings that the picture does not have.
+    """
+    plate = zone_plate()
+    full = Image.fromarray(simplejpeg.decode_jpeg(plate))
+    rows, columns = np.mgrid[:size, :size] - (size - 1) / 2
+    fine = np.hypot(rows, columns) > 0.75 * size * size / full.width  # 1.5 x the result's Nyquist frequency and above
+    whole: dict[str, Any] = {"area": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    results = {
+        "ours": decode_resized_crop(plate, size, np.random.default_rng(0), **whole),
+        "full decode, antialiased": np.asarray(full.resize((size, size), Image.Resampling.BILINEAR)),
+        "full decode, nearest": np.asarray(full.resize((size, size), Image.Resampling.NEAREST)),
+    }
+    return {name: float(pixels[fine].std()) for name, pixels in results.items()}
+
+
+def run(folder: str, names: Sequence[str], cores: int, repeats: int, seconds: float) -> dict[str, Stack]:
+    """Starts the stacks, lets them take turns, ends them."""
+    stacks = {}
+    for name in names:
+        stacks[name] = Stack(name, folder, cores)
+        print(f"  {name}: {stacks[name].missing or stacks[name].uses or 'ready'}", flush=True)
+    try:
+        for repeat in range(repeats):
+            for size in SIZES:
+                turn = names[repeat % len(names) :] + names[: repeat % len(names)]
+                for name in turn:
+                    sizes = (84,) if name == "floor" else _LOW_RESOLUTION.get(name, SIZES)
+                    if size in sizes and not stacks[name].missing:
+                        stacks[name].measure(size, seconds)
+            print(f"  round {repeat + 1} of {repeats} done", flush=True)
+    finally:
+        for stack in stacks.values():
+            stack.close()
+    return stacks
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.input_pipeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--jpegs", help="folder of photographs to use instead of made ones; .txt beside them are texts")
+    parser.add_argument("--images", type=int, default=768, help="pictures at most (default: %(default)s)")
+    parser.add_argument("--cores", type=int, default=2, help="cores each stack may use (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; figures are medians (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.5, help="counted per turn (default: %(default)s)")
+    parser.add_argument("--stacks", default=",".join(STACKS).replace(", ", "; "), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    cores = min(options.cores, len(os.sched_getaffinity(0)))
+    with tempfile.TemporaryDirectory(prefix="clips_jax_benchmark_") as folder:
+        made = "made pictures (1/f noise and edges)"
+        print(f"photographs: {options.jpegs or made}", flush=True)
+        read = read_photographs(options.jpegs, options.images) if options.jpegs else made_photographs(options.images)
+        photographs = list(read)
+        kilobytes = np.mean([len(jpeg) for jpeg, _, _ in photographs]) / 1000
+        shapes = [simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg, _, _ in photographs]
+        height, width = np.mean(shapes, axis=0)
+        print(
+            f"{len(photographs)} JPEGs, mean {width:.0f} x {height:.0f}, {kilobytes:.1f} kB; {cores} cores", flush=True
+        )
+        write_data(folder, photographs)
+        names = [name.strip().replace(";", ",") for name in options.stacks.split(",")]
+        stacks = run(folder, names, cores, options.repeats, options.seconds)
+        report(stacks, photographs[:200], options.json)
+
+
+def report(stacks: dict[str, Stack], photographs: Sequence[Photograph], as_json: bool) -> None:
+    """The tables, and the line of JSON."""
+    rates = {
+        name: {str(size): statistics.median(found) for size, found in stack.rates.items()}
+        for name, stack in stacks.items()
+        if not stack.missing
+    }
+    print(f"\n{'images/s':<26}" + "".join(f"{size:>8}" for size in SIZES) + "   MB per worker")
+    for name, stack in stacks.items():
+        row = "".join(f"{rates[name][str(s)]:8,.0f}" if str(s) in rates.get(name, {}) else f"{'–':>8}" for s in SIZES)
+        memory = f"{stack.megabytes:10,.0f}" if stack.megabytes else ""
+        print(f"{name:<26}{row}{memory}   {stack.missing or stack.uses}".rstrip())
+    ratios = {}
+    for name, target in _TARGETS.items():
+        ratios[name] = {
+            size: round(rates["ours"][size] / rate, 3)
+            for size, rate in rates.get(name, {}).items()
+            if size in rates.get("ours", {})
+        }
+        if ratios[name]:
+            print(
+                f"ours / {name}: "
+                + ", ".join(f"{r:.2f} at {s} px" for s, r in ratios[name].items())
+                + f" (target {target} at 84)"
+            )
+    for name, sizes in _LOW_RESOLUTION.items():
+        for other, target in (("tf.data", 5.0), ("open_clip", 8.0)):
+            found = [
+                f"{rates[name][str(s)] / rates[other][str(s)]:.2f} at {s} px"
+                for s in sizes
+                if str(s) in rates.get(name, {}) and str(s) in rates.get(other, {})
+            ]
+            if found:
+                print(f"{name} / {other} from the originals: {', '.join(found)} (target {target} at 84)")
+    psnr = {str(size): round(quality(photographs, size), 1) for size in SIZES}
+    print("crops against a full decode, PSNR: " + ", ".join(f"{value} dB at {size} px" for size, value in psnr.items()))
+    for size in SIZES[:2]:
+        left = ", ".join(f"{name} {value:.1f}" for name, value in aliasing(size).items())
+        print(f"zone plate at {size} px, contrast left where rings are too fine: {left}")
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "images_per_second": {n: {s: round(r, 1) for s, r in found.items()} for n, found in rates.items()},
+                    "ratio_tf_data": ratios["tf.data"],
+                    "ratio_open_clip": ratios["open_clip"],
+                    "ratio_tf_data_batched_text": ratios["tf.data, batched text"],
+                    "psnr": psnr,
+                    "megabytes_per_worker": {n: round(s.megabytes) for n, s in stacks.items() if s.megabytes},
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
