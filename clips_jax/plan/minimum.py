@@ -5,16 +5,19 @@ Per stack of depth n, width W and MLP width F over rows of L tokens, forward, 2 
     tokens * n * (8 W^2 + 4 W F)      query, key, value, out; up, down
     rows * n * 4 L^2 W                scores and their product with the values, all L x L of them
 
-Towers and captioner as the config lays them out: every view at its length, the captioner over image, text and target
-positions. To this the patch embedding, heads and projections, the captioner's vocabulary head, and the B x B products
-of each view. The backward pass is twice the forward (gradients to inputs and to weights), once for the patch
-embedding (none to the pixels). Nothing is recomputed; embeddings, norms and softmax are free.
+Towers and captioner as the config lays them out: every view at its length, or packed rows, which attend within a row;
+the captioner over image, text and target positions, or, with cross-attention, over targets that read a prefix. To this
+the patch embedding, heads and projections, the captioner's vocabulary head, and the B x B products of each view. The
+backward pass is twice the forward (gradients to inputs and to weights), once for the patch embedding (none to the
+pixels). Nothing is recomputed; embeddings, norms, softmax and the fetching of packed tokens are free.
 """
 
 import dataclasses
 
 from clips_jax.config import Config, TransformerConfig, ViewConfig
 from clips_jax.data.tokenizer import SPECIALS_PER_SEQUENCE
+from clips_jax.models.token_dropping import count_kept
+from clips_jax.packing import rows_per_group
 
 # Tokens of a text without special ones, for the count without padding. AltText and one sentence: as assumed for
 # packing in docs/scale.md; a recaption has 60 to 130 tokens (docs/method.md). Assumptions, to be checked on your data.
@@ -38,12 +41,39 @@ class Minimum:
 
 def minimum(config: Config) -> Minimum:
     """The formula of the module's docstring for a config."""
-    views = {name: [float(view.length)] for name, view in config.objective.views.items()}
+    parts = _parts(config, _layout(config))
+    return Minimum(sum(parts.values()), sum(_parts(config, _expected(config)).values()), parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lengths:
+    """Of one example: texts are (tokens, tokens of the row they attend over); `condition` by view."""
+
+    texts: list[tuple[float, float]]
+    condition: dict[str, float]
+    target: float
+
+
+def _layout(config: Config) -> _Lengths:
+    views, captioner, packing = config.objective.views, config.model.captioner, config.model.text.packing
+    texts = [(float(view.length), float(view.length)) for view in views.values()]
+    if packing and views:
+        rows = rows_per_group(packing)
+        texts = [(rows * packing.row_length / packing.group, float(packing.row_length))]
+    condition = {name: float(view.length) for name, view in views.items()}
+    return _Lengths(texts, _cut(config, condition), float(captioner.target_length) if captioner else 0.0)
+
+
+def _expected(config: Config) -> _Lengths:
     captioner = config.model.captioner
-    parts = _parts(config, views, float(captioner.target_length) if captioner else 0.0)
-    expected = {name: [expected_tokens(view)] for name, view in config.objective.views.items()}
+    tokens = {name: expected_tokens(view) for name, view in config.objective.views.items()}
     target = min(EXPECTED_RECAPTION + 1.0, captioner.target_length) if captioner else 0.0
-    return Minimum(sum(parts.values()), sum(_parts(config, expected, target).values()), parts)
+    return _Lengths([(length, length) for length in tokens.values()], _cut(config, tokens), target)
+
+
+def _cut(config: Config, lengths: dict[str, float]) -> dict[str, float]:
+    longest = config.model.captioner.condition_length if config.model.captioner else 0
+    return {name: min(length, longest) if longest else length for name, length in lengths.items()}
 
 
 def expected_tokens(view: ViewConfig) -> float:
@@ -63,33 +93,41 @@ def stack_flops(stack: TransformerConfig, tokens: float, row: float) -> float:
     return stack.depth * (tokens * per_token + 4 * tokens * row * stack.width)
 
 
-def _parts(config: Config, views: dict[str, list[float]], target: float) -> dict[str, float]:
-    """Per step; `views` holds the lengths of each view's rows."""
-    model, batch = config.model, config.batch_size
+def _parts(config: Config, lengths: _Lengths) -> dict[str, float]:
+    """FLOPs per step by part."""
+    model, batch, views = config.model, config.batch_size, config.objective.views
     image, text, captioner = model.image, model.text, model.captioner
     patches = (image.image_size // image.patch_size) ** 2
-    image_tokens = float(patches + image.class_token)
-    width = image.transformer.width
-    pooled = width * (patches if image.pool == "concatenate" else 1)
+    if image.keep_tokens < 1:
+        patches = count_kept(patches, image.keep_tokens)
+    image_tokens, width = float(patches + image.class_token), image.transformer.width
     parts = {
-        "image tower": batch * 3 * (stack_flops(image.transformer, image_tokens, image_tokens)),
+        "image tower": batch * 3 * stack_flops(image.transformer, image_tokens, image_tokens),
         "patches": batch * 2 * (2 * image.patch_size**2 * 3 * width * patches),
     }
-    if config.objective.contrastive != "none":
-        heads = pooled + len(views) * text.transformer.width
-        parts["joint heads"] = batch * 3 * 2.0 * heads * model.joint_dim
-        parts["contrastive"] = 3 * len(views) * 2.0 * batch**2 * model.joint_dim
     if views:
-        rows = [length for lengths in views.values() for length in lengths]
-        parts["text tower"] = batch * 3 * sum(stack_flops(text.transformer, row, row) for row in rows)
+        parts["text tower"] = batch * 3 * sum(stack_flops(text.transformer, *tokens) for tokens in lengths.texts)
+    if config.objective.contrastive != "none":
+        pooled = width * (patches if image.pool == "concatenate" else 1) + len(views) * text.transformer.width
+        parts["joint heads"] = batch * 3 * 2.0 * pooled * model.joint_dim
+        parts["contrastive"] = 3 * len(views) * 2.0 * batch**2 * model.joint_dim
     if captioner:
-        examples = batch / captioner.every
-        widths = {"image": width} | dict.fromkeys(views, text.transformer.width)
-        lengths = {"image": image_tokens} | {name: sum(rows) for name, rows in views.items()}
-        decoder = captioner.transformer
-        prefix = sum(lengths[name] for name in captioner.condition_on)
-        projected = sum(2 * lengths[name] * widths[name] * decoder.width for name in captioner.condition_on)
-        row = prefix + target
-        parts["captioner"] = examples * 3 * (stack_flops(decoder, row, row) + projected)
-        parts["vocabulary head"] = examples * 3 * 2 * target * decoder.width * text.vocab_size
+        examples, stack = batch / captioner.every, captioner.transformer
+        if captioner.keep_image_tokens < 1:
+            image_tokens = float(count_kept(int(image_tokens), captioner.keep_image_tokens))
+        prefix, projected = 0.0, 0.0
+        for name in captioner.condition_on:
+            tokens = image_tokens if name == "image" else lengths.condition[name]
+            prefix += tokens
+            projected += 2 * tokens * (width if name == "image" else text.transformer.width) * stack.width
+        if captioner.kind == "cross_attention":
+            blocks = stack_flops(stack, lengths.target, lengths.target)
+            # Query and out over targets, key and value over the prefix; every target sees the whole prefix.
+            crossing = 4 * (lengths.target + prefix) * stack.width**2 + 4 * lengths.target * prefix * stack.width
+            blocks += stack.depth * crossing
+        else:
+            row = prefix + lengths.target
+            blocks = stack_flops(stack, row, row)
+        parts["captioner"] = examples * 3 * (blocks + projected)
+        parts["vocabulary head"] = examples * 3 * 2 * lengths.target * stack.width * text.vocab_size
     return parts
