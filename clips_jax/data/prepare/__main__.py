@@ -182,6 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, beam_flags = _parser().parse_known_args(arguments)
     try:
         plan = _plan(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
         card = dataset.Card(homepage=options.homepage, licence=options.licence)
         if options.card:
             card = dataset.read_card(options.card, options.homepage, options.licence)
@@ -198,6 +202,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FileNotFoundError, ValueError, BlockingIOError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:  # Beam wraps what happened in a worker in pages of text
+        what = [line for line in str(error).splitlines() if line.strip()][-1:]
+        print(f"error: {''.join(what) or error!r}", file=sys.stderr)
+        print(f"The same command goes on from here; all of it: {plan.work}/beam.log", file=sys.stderr)
+        return 3
     print(summary(manifest))
     print(f"manifest: {dataset.manifest_path(plan)}\nrejected rows: {dataset.rejected_path(plan)}")
     data_dir = os.path.dirname(os.path.dirname(plan.folder))

@@ -169,7 +169,12 @@ def _manifest(
 
 
 def _with_ids(plan: Plan, count: int, found: dict[str, Any]) -> dict[str, Any]:
-    """Examples by the `id` of the record instead of its place."""
+    """Examples by the `id` of the record instead of its place, where a single record can be read cheaply."""
+    if not storage.is_local(plan.folder):
+        return {
+            "count": found["count"],
+            "examples": [f"shard {shard}, record {row}" for shard, row in found["examples"]],
+        }
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     features = plan.features()

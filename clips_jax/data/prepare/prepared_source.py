@@ -42,12 +42,11 @@ class Prepared:
 
     def rows(self, task: Task, work: str) -> Iterator[Row | Rejected]:
         """The records of a shard; `fields` is the record without its picture."""
-        del work
         import tensorflow_datasets as tfds
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         features = self.features()
-        with ArrayRecordDataSource([task.path]) as records:
+        with storage.local_copy(task.path, storage.scratch(work)) as path, ArrayRecordDataSource([path]) as records:
             for start in range(0, len(records), _BATCH):
                 positions = range(start, min(start + _BATCH, len(records)))
                 for position, data in zip(positions, records.__getitems__(list(positions)), strict=True):

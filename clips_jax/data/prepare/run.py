@@ -1,6 +1,7 @@
 """A whole run: plan, join, shards, duplicates, manifest. Shards that are up to date are not made again."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any, TextIO
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from clips_jax.data.prepare import dataset, duplicates, join, shard, storage, tar_source
+from clips_jax.data.prepare import dataset, duplicates, join, shard, storage
 from clips_jax.data.prepare.plan import Plan
 from clips_jax.data.prepare.progress import progress
 from clips_jax.data.prepare.rows import Task
@@ -48,7 +49,7 @@ def prepare(plan: Plan, card: dataset.Card, options: PipelineOptions) -> dict[st
       BlockingIOError: another run is writing this split.
     """
     with _alone(plan):
-        tar_source.drop_scratch(plan.work)
+        storage.drop_scratch(plan.work)
         tasks, planned = plan.source.tasks(plan.work)
         dataset.check_features(plan)
         with _log(plan) as terminal:
@@ -128,6 +129,9 @@ def _log(plan: Plan) -> Iterator[TextIO]:
         with open(os.path.join(plan.work, "beam.log"), "w") as log, open(saved, "w", closefd=False) as terminal:
             os.dup2(log.fileno(), 2)
             yield terminal
+    except Exception:
+        logging.exception("The run failed.")  # in full where Beam's own words are
+        raise
     finally:
         os.dup2(saved, 2)
         os.close(saved)

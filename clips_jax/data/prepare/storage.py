@@ -119,6 +119,17 @@ def remove(path: str) -> None:
         _file_systems().delete([path])
 
 
+def scratch(work: str) -> str:
+    """A local folder for copies: inside `work`, or, where that is remote, the one for temporary files."""
+    return os.path.join(work, "scratch") if is_local(work) else tempfile.gettempdir()
+
+
+def drop_scratch(work: str) -> None:
+    """Removes copies that a killed run left."""
+    if is_local(work):
+        shutil.rmtree(scratch(work), ignore_errors=True)
+
+
 @contextlib.contextmanager
 def local_copy(path: str, scratch: str) -> Iterator[str]:
     """A local file with the bytes of `path`: itself, or a copy that goes when the block ends.

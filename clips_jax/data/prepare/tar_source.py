@@ -8,7 +8,6 @@ import hashlib
 import json
 import lzma
 import os
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -148,7 +147,7 @@ def join_values(task: Task, work: str, join_on: str) -> list[str]:
 @contextlib.contextmanager
 def open_tar(path: str, work: str) -> Iterator[tuple[Any, tars.TarIndex]]:
     """The tar as a local, unpacked file, and its index. Unpacked copies lie in `work` while they are used."""
-    scratch = os.path.join(work, "scratch") if storage.is_local(work) else tempfile.gettempdir()
+    scratch = storage.scratch(work)
     with storage.local_copy(path, scratch) as local:
         with open(local, "rb") as file:
             magic = file.read(6)
@@ -209,9 +208,3 @@ def parse_object(data: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"a JSON {type(found).__name__}, not an object")
     return found
-
-
-def drop_scratch(work: str) -> None:
-    """Removes copies that a killed run left."""
-    if storage.is_local(work):
-        shutil.rmtree(os.path.join(work, "scratch"), ignore_errors=True)
