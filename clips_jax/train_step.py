@@ -75,7 +75,7 @@ class Step:
         if packing and texts:
             texts = pack(list(texts.values()), packing, config.model.text.length, self.special, self.mesh)
             metrics = packing_metrics(texts)
-        targets_BxT = self.targets(batch)[0] if captions else None
+        targets_BxT = self.targets(batch)[0] if captions and config.model.captioner else None
         kept = draw_kept(config.model, fold(keys_B, IMAGE_TOKEN_STREAM))
         outputs = self.model.apply({"params": params}, images_BxHxWx3, texts, targets_BxT, kept)
         assert isinstance(outputs, Outputs)
