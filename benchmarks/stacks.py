@@ -9,6 +9,7 @@ import importlib.util
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import sys
@@ -241,7 +242,6 @@ def _pil_worker(tars: str, size: int, tokenize: Any, queue: Any, number: int) ->
 
 def _without_torch(tars: str, size: int, tokenize: Any, cores: int) -> Iterator[Any]:
     """The same work without torch and webdataset: tarfile, PIL and NumPy in forked processes."""
-    import multiprocessing
 
     context = multiprocessing.get_context("fork")
     queue = context.Queue(maxsize=4)
@@ -253,7 +253,6 @@ def _without_torch(tars: str, size: int, tokenize: Any, cores: int) -> Iterator[
 
 def floor(folder: str, cores: int) -> Callable[[int], Iterator[Any]]:
     """libjpeg-turbo alone, at 1/8 of the size: entropy decoding, which nobody can skip. No crop, no text."""
-    import multiprocessing
 
     def batches(size: int) -> Iterator[Any]:
         with tarfile.open(f"{folder}/photographs.tar") as tar:
@@ -349,7 +348,9 @@ def main() -> None:
     except Exception as error:  # the other stacks are still measured
         answers.write(json.dumps({"missing": f"{type(error).__name__}: {error}"}) + "\n")
         answers.flush()
-    os._exit(0)  # workers are daemons; some libraries hang in their clean-up
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(0)  # some libraries hang in their clean-up
 
 
 if __name__ == "__main__":
