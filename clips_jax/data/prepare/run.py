@@ -56,9 +56,7 @@ def prepare(plan: Plan, card: dataset.Card, options: PipelineOptions) -> dict[st
             _join(plan, tasks, options)
             notes = _notes(plan, tasks)
             todo = [task for task in tasks if notes[task.number] is None]
-            if not storage.exists(_duplicates_path(plan)):
-                todo = tasks
-            if todo:
+            if todo or not storage.exists(_duplicates_path(plan)):
                 dataset.withdraw(plan)
                 storage.remove(_duplicates_path(plan))
                 for task in todo:

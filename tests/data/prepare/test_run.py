@@ -99,6 +99,7 @@ def test_run_restart_and_workers(tmp_path, capfd):
     # What a killed worker leaves is removed; a shard whose note is missing, or whose input changed, is made again.
     (output / "web/1.0.0/web-train.array_record-00000-of-00004.incomplete-12").touch()
     (output / "web/1.0.0/work/train/00000-of-00004.done.json").unlink()
+    (output / "web/1.0.0/work/train/duplicates.json").unlink()
     write_tar(folder / "2.tar", sample("20", 20))
     changed = run(folder, output)
     after = times(output)

@@ -1,0 +1,111 @@
+"""How fast `clips_jax.data.prepare` turns tars into records, and what a worker holds in memory.
+
+    python -m benchmarks.prepare [--rows 4000] [--json]
+
+Tars of made photographs (about 63 kB), as img2dataset writes them, joined to a table of recaptions on sha256. Rows per
+second are those of the whole command, start of Beam and join included; memory is the largest resident size of a process
+that makes one shard, for a small and a large shard: it must not grow with the shard.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from io import BytesIO
+
+import pyarrow
+import pyarrow.parquet
+
+from benchmarks.photographs import made_photographs
+
+_PICTURES = 200  # different ones; keys and hashes differ for all rows
+_SHARDS = 4
+_ONE_SHARD = """
+import sys
+from clips_jax.data.prepare import shard
+from clips_jax.data.prepare.plan import Plan
+from clips_jax.data.prepare.tar_source import Tars
+plan = Plan("memory", "1.0.0", "train", sys.argv[2], Tars(sys.argv[1]))
+tasks, _ = plan.source.tasks(plan.work)
+shard.make_shard(plan, tasks[0], 1)
+"""
+
+
+def write_tars(folder: str, rows: int, shards: int) -> None:
+    """Writes tars, and recaptions for all rows."""
+    photographs = list(made_photographs(_PICTURES))
+    hashes, texts = [], []
+    for shard in range(shards):
+        with tarfile.open(os.path.join(folder, f"{shard:05d}.tar"), "w") as tar:
+            for row in range(rows // shards):
+                number = shard * (rows // shards) + row
+                jpeg, alt_text, recaption = photographs[number % _PICTURES]
+                note = {"sha256": f"{number:064x}", "caption": alt_text, "url": f"https://host/{number}"}
+                parts = {"jpg": jpeg, "txt": alt_text.encode(), "json": json.dumps(note).encode()}
+                for ending, data in parts.items():
+                    member = tarfile.TarInfo(f"{number:09d}.{ending}")
+                    member.size = len(data)
+                    tar.addfile(member, BytesIO(data))
+                hashes.append(note["sha256"])
+                texts.append(recaption)
+    table = pyarrow.table({"sha256": hashes, "re_caption": texts})
+    pyarrow.parquet.write_table(table, os.path.join(folder, "recaptions.parquet"))
+
+
+def rows_per_second(folder: str, rows: int, workers: int, *flags: str) -> float:
+    """Of the whole command."""
+    with tempfile.TemporaryDirectory() as output:
+        command = [
+            sys.executable,
+            "-m",
+            "clips_jax.data.prepare",
+            "tars",
+            os.path.join(folder, "*.tar"),
+            "--name",
+            "web",
+        ]
+        command += ["--recaptions", os.path.join(folder, "recaptions.parquet"), "--data_dir", output]
+        start = time.monotonic()
+        subprocess.run([*command, "--workers", str(workers), *flags], check=True, stdout=subprocess.DEVNULL)
+        return rows / (time.monotonic() - start)
+
+
+def megabytes_of_a_shard(rows: int) -> float:
+    """The largest resident size of a process that makes one shard of so many rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tars(folder, rows, 1)
+        command = [sys.executable, "-c", _ONE_SHARD, os.path.join(folder, "00000.tar"), os.path.join(folder, "out")]
+        process = subprocess.Popen(command)
+        usage = os.wait4(process.pid, 0)[2]
+    assert isinstance(usage, resource.struct_rusage)
+    return usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=4000, help="rows of the speed measurements (default 4000)")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    options = parser.parse_args()
+    result: dict[str, dict[str, float]] = {"rows_per_second": {}, "megabytes": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        write_tars(folder, options.rows, _SHARDS)
+        for workers in (1, 2):
+            for name, flags in (("as they are", ()), ("shorter side 160", ("--shorter_side", "160"))):
+                speed = rows_per_second(folder, options.rows, workers, *flags)
+                result["rows_per_second"][f"{workers} worker(s), {name}"] = round(speed)
+                print(f"{workers} worker(s), pictures {name}: {speed:.0f} rows/s", flush=True)
+    for rows in (options.rows // 16, options.rows):
+        result["megabytes"][str(rows)] = round(megabytes_of_a_shard(rows))
+        print(f"one shard of {rows} rows: {result['megabytes'][str(rows)]} MB", flush=True)
+    if options.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
