@@ -9,7 +9,7 @@ import pytest
 from clips_jax.config import ConfigError, to_dict
 from clips_jax.config.check import check_mesh
 from clips_jax.config.parse import from_config_dict
-from configs import clips_b16, clips_l14, demo
+from configs import clips_b16, clips_l14, demo, my_shards
 
 
 def changed(key: str, value, arguments: str = "") -> ml_collections.ConfigDict:
@@ -80,7 +80,8 @@ def test_mesh_errors(batch_size, devices, mesh, message):
     [demo.get_config(f"method={method}") for method in ("clips", "clip", "recap_mix")]
     + [demo.get_config("smoke=True"), demo.get_config("captioner=False")]
     + [module.get_config(argument) for module in (clips_b16, clips_l14) for argument in ("", "stage=2", "smoke=True")]
-    + [clips_l14.get_config("stage=3,released_format=True")],
+    + [clips_l14.get_config("stage=3,released_format=True")]
+    + [my_shards.get_config(argument) for argument in ("", "size=micro", "smoke=True")],
 )
 def test_configs_are_valid_and_round_trip(config):
     typed = from_config_dict(config)

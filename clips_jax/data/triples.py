@@ -43,7 +43,8 @@ def open_builder(dataset: str, data_dir: str) -> Any:
         builder = read_only_builder.builder_from_files(dataset, data_dir=folder)
     except registered.DatasetNotFoundError as error:
         raise FileNotFoundError(
-            f"data.dataset: {dataset!r} is not prepared in {folder}. Set data.data_dir, or prepare it with: "
+            f"data.dataset: {dataset!r} is not prepared in {folder}. Set data.data_dir, or prepare it: your own files "
+            f"with python -m clips_jax.data.prepare, a set of TFDS with "
             f"tfds build {dataset} --file_format=array_record --data_dir={folder}"
         ) from error
     file_format = builder.info.file_format
