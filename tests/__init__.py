@@ -19,5 +19,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 temporary_folder("JAX_COMPILATION_CACHE_DIR")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# libtpu compiles here: there is no TPU whose metadata could be asked for, and several processes may load it.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 # The built-in data is built once (half a minute), or once for all in a folder of yours.
 temporary_folder("CLIPS_JAX_TEST_DATA_DIR")

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
             plans = _sweep(config, topology)
         else:
             assert topology
-            plans = [_plan(with_batch(config, topology, BATCH_PER_CHIP.value), topology)]
+            plans = [_with_stages(_plan(with_batch(config, topology, BATCH_PER_CHIP.value), topology))]
             print(table(plans[0]))
     except ConfigError as error:
         sys.exit(f"ConfigError: {error}")
@@ -96,12 +96,9 @@ def _sweep(config: Config, topology: Topology | None) -> list[Plan]:
 
 
 def _plan(config: Config, topology: Topology) -> Plan:
-    name, arguments = config_file(CONFIG)
-    name = Path(name).stem + (f":{arguments}" if arguments else "")
-    plan = make_plan(name, config, _compile(config, topology))
-    if plan.estimate:
-        plan = _with_stages(plan, plan.estimate.roofline)
-    return plan
+    path, arguments = config_file(CONFIG)
+    name = Path(path).stem + (f":{arguments}" if arguments else "")
+    return make_plan(name, config, _compile(config, topology))
 
 
 def _compile(config: Config, topology: Topology) -> Compiled:
@@ -113,25 +110,23 @@ def _compile(config: Config, topology: Topology) -> Compiled:
     return compile_step(config, topology)
 
 
-def _with_stages(plan: Plan, step_seconds: float) -> Plan:
+def _with_stages(plan: Plan) -> Plan:
     """Chip-hours of the recipe's other stages: their FLOPs are counted, at the rate estimated for this one."""
-    stages = dict(_stages())
-    if len(stages) < 2:
+    stages = dict(_stages(plan.config))
+    if len(stages) < 2 or not plan.estimate:
         return plan
     chips, hours = plan.step.topology.chips, {}
     for name, config in stages.items():
-        seconds = step_seconds
-        if config is None:
-            config = plan.config
-        else:
+        seconds = plan.estimate.roofline
+        if config is not plan.config:
             counted = jaxpr_flops(gpu.trace(gpu.abstract_program(config, chips)))
             seconds *= counted / plan.step.traced_flops
         hours[name] = config.total_steps * seconds * chips / 3600
     return dataclasses.replace(plan, chip_hours_by_stage=hours)
 
 
-def _stages() -> Iterator[tuple[str, Config | None]]:
-    """The stages of the config file's recipe (its STAGES); None stands for the one that the command line names."""
+def _stages(planned: Config) -> Iterator[tuple[str, Config]]:
+    """The stages of the config file's recipe (its STAGES), `planned` in its own place."""
     path, arguments = config_file(CONFIG)
     if "smoke" in arguments:
         return  # all stages are alike
@@ -142,12 +137,15 @@ def _stages() -> Iterator[tuple[str, Config | None]]:
     others = [part for part in arguments.split(",") if part and not part.startswith("stage=")]
     here = next((int(part[6:]) for part in arguments.split(",") if part.startswith("stage=")), 1)
     mesh = {k: v for k, v in config_flags.get_override_values(flags.FLAGS["config"]).items() if k.startswith("mesh.")}
-    for number, stage in enumerate(getattr(module, "STAGES", ()), 1):
-        config = module.get_config(",".join([*others, f"stage={number}"]))
-        for key, value in mesh.items():
-            config.mesh[key.removeprefix("mesh.")] = value
-        name = f"stage {number} ({stage.image_size} px, batch {stage.batch_size:,}, {stage.total_samples:,} samples)"
-        yield name, None if number == here else from_config_dict(config)
+    for number in range(1, len(getattr(module, "STAGES", ())) + 1):
+        config = planned
+        if number != here:
+            settings = module.get_config(",".join([*others, f"stage={number}"]))
+            for key, value in mesh.items():
+                settings.mesh[key.removeprefix("mesh.")] = value
+            config = from_config_dict(settings)
+        size, batch, samples = config.model.image.image_size, config.batch_size, config.total_samples
+        yield f"stage {number} ({size} px, batch {batch:,}, {samples:,} samples)", config
 
 
 def _say(line: str) -> None:
