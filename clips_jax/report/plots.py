@@ -1,8 +1,8 @@
-"""Line charts as inline SVG, written by hand: a few kB each, and they take the page's colours, light or dark."""
+"""Line charts and histograms as inline SVG, written by hand: a few kB each, in the page's colours, light or dark."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup, escape
 
@@ -11,6 +11,7 @@ WIDTH, HEIGHT = 480, 290
 LEFT, RIGHT, TOP, BOTTOM = 76, 14, 14, 48
 # More points than this are averaged in groups: a line cannot show more on this width.
 MOST_POINTS = 300
+MOST_BARS = 40
 # Lines with at most this many points get a marker at each.
 FEW_POINTS = 30
 
@@ -86,6 +87,52 @@ def line_chart(series: Sequence[Series], y_label: str, x_label: str = "step", lo
     )
     legend = [(_sample(i), one.name, number(points[-1][1])) for i, (one, points) in enumerate(lines)]
     return Chart(svg, legend, notes)
+
+
+def histogram(values: Sequence[float], x_label: str, limits: Mapping[str, float] | None = None) -> Chart | None:
+    """Draws how often values occur, in at most `MOST_BARS` bars of equal width; None if there is no value.
+
+    Args:
+      values: whole numbers or others; the largest per cent, if far from the rest, is counted in the last bar.
+      x_label: what the values are, with their unit.
+      limits: vertical lines by name, such as a length at which texts are cut.
+    """
+    if not len(values):
+        return None
+    ordered = sorted(values)
+    low, high = min(0.0, ordered[0]), float(ordered[-1])
+    notes = []
+    usual = ordered[math.ceil(0.99 * len(ordered)) - 1]
+    if high > 2 * max(usual, 1):
+        notes.append(f"The last bar holds all above {number(usual)}; the largest is {number(high)}.")
+        high = usual
+    whole = all(value == round(value) for value in ordered)
+    width = max((high - low + whole) / MOST_BARS, 1e-9)
+    width = float(math.ceil(width)) if whole else width
+    bars = max(1, math.ceil((high - low + whole) / width - 1e-9))
+    counts = [0] * bars
+    for value in ordered:
+        counts[min(bars - 1, int((value - low) / width))] += 1
+    end = low + bars * width
+    shown = {name: limit for name, limit in (limits or {}).items() if low <= limit <= end}
+    to_x, to_y = _scale(low, end, LEFT, WIDTH - RIGHT), _scale(0, _ticks(0, max(counts))[-1], HEIGHT - BOTTOM, TOP)
+    parts = [_axes(_ticks(low, end), _ticks(0, max(counts)), to_x, to_y, x_label, "records")]
+    for bar, count in enumerate(counts):
+        left, right = to_x(low + bar * width), to_x(low + (bar + 1) * width)
+        top = to_y(count)
+        parts.append(
+            f'<rect class="bar" x="{left + 0.5:.1f}" y="{top:.1f}" width="{max(right - left - 1, 0.5):.1f}" '
+            f'height="{HEIGHT - BOTTOM - top:.1f}"/>'
+        )
+    for index, limit in enumerate(shown.values()):
+        parts.append(f'<path class="line line{index % 5 + 1}" d="M{to_x(limit):.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
+    title = escape(f"{x_label}: {len(values)} values, median {number(ordered[len(ordered) // 2])}")
+    svg = Markup(f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">') + Markup(
+        "".join(parts) + "</svg>"
+    )
+    return Chart(
+        svg, [(_sample(i % 5 + 1), name, number(limit)) for i, (name, limit) in enumerate(shown.items())], notes
+    )
 
 
 def number(value: float) -> str:
