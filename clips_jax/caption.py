@@ -76,7 +76,7 @@ def caption_pictures(
       dicts of key, re_caption, alt_text, image (the name), sha256; "error" instead of a caption for a bad picture.
     """
     chunk_size = min(batch_size, len(pictures))
-    for chunk in decoded_chunks(pictures, encoder.preprocessing.pixels, chunk_size, start):
+    for chunk in decoded_chunks(pictures, encoder.preprocessing, chunk_size, start):
         names = pictures.names[chunk.start : chunk.start + len(chunk.records)]
         alt_texts = [
             alt if alt is not None else _alt_text(record, name, alt_by_key)
@@ -87,13 +87,10 @@ def caption_pictures(
         for record, name, text, caption, error in zip(
             chunk.records, names, alt_texts, captions, chunk.errors, strict=True
         ):
-            row = {"key": record["id"], "re_caption": caption, "alt_text": text, "image": name}
-            rows.append({"key": record["id"], "image": name, "error": error} if error else row | _sha256(record))
+            row = {"key": record["id"], "image": name}
+            written = {"re_caption": caption, "alt_text": text, "sha256": record["sha256"]}
+            rows.append(row | ({"error": error} if error else written))
         yield rows
-
-
-def _sha256(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {"sha256": record["sha256"]}
 
 
 def _alt_text(record: Mapping[str, Any], name: str, alt_by_key: Mapping[str, str] | None) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from clips_jax.data.examples import BadRecord
 from clips_jax.data.images import BadImage
 from clips_jax.data.tar_records import TarSource, is_tars
+from clips_jax.preprocessing import Preprocessing
 
 # Names that are taken for pictures in a folder; what is inside decides whether they are. Other files are not looked at.
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -69,6 +70,13 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.names)
 
+    def subset(self, positions: Sequence[int]) -> "Pictures":
+        """Only those at `positions`."""
+        part = Pictures(())
+        for name in ("names", "_ids", "_places"):
+            setattr(part, name, [getattr(self, name)[position] for position in positions])
+        return part
+
     def read(self, positions: Sequence[int]) -> list[dict[str, Any]]:
         """The records at `positions`, in that order."""
         return [self._read(position) for position in positions]
@@ -125,28 +133,28 @@ class Chunk:
 
 
 def decoded_chunks(
-    pictures: Pictures, pixels: Callable[[bytes], np.ndarray], chunk_size: int, start: int = 0
+    pictures: Pictures, preprocessing: Preprocessing, chunk_size: int, start: int = 0
 ) -> Iterator[Chunk]:
     """All pictures from `start` on, `chunk_size` at a time; the next chunk is decoded while the caller uses one.
 
     Args:
-      pixels: from a picture file to uint8 (S, S, 3), raising `BadImage`; a model's `preprocessing.pixels`.
+      preprocessing: the model's.
     """
+    size = preprocessing.image_size
+    grey = np.full((size, size, 3), 128, np.uint8)
 
-    def decode(record: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None, str]:
+    def decode(record: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, str]:
         data = record.pop("image")
         record["sha256"] = hashlib.sha256(data).hexdigest()
         try:
-            return record, pixels(data), ""
+            return record, preprocessing.pixels(data), ""
         except BadImage as error:
-            return record, None, str(error) if data else "the file cannot be read, or is empty"
+            return record, grey, str(error) if data else "the file cannot be read, or is empty"
 
     def load(first: int) -> Chunk:
         positions = range(first, min(first + chunk_size, len(pictures)))
         found = list(decoders.map(decode, pictures.read(positions)))
-        shape = next((image.shape for _, image, _ in found if image is not None), (1, 1, 3))
-        grey = np.full(shape, 128, np.uint8)
-        images = np.stack([grey if image is None else image for _, image, _ in found])
+        images = np.stack([image for _, image, _ in found])
         return Chunk(first, [record for record, _, _ in found], images, [error for _, _, error in found])
 
     starts = range(start, len(pictures), chunk_size)

@@ -11,7 +11,6 @@ import numpy as np
 from clips_jax.config import Config, ConfigError
 from clips_jax.data.images import BadImage, decode_squashed
 from clips_jax.data.triples import Records
-from clips_jax.evaluators.split import RecordSource
 
 THUMBNAIL = 12
 _NAME = "name"
@@ -59,7 +58,7 @@ def evaluate(config: Config) -> dict[str, float]:
     }
 
 
-def _thumbnails(records: RecordSource) -> tuple[np.ndarray, list[str | None]]:
+def _thumbnails(records: Records) -> tuple[np.ndarray, list[str | None]]:
     """Pixels, float64 (N, THUMBNAIL * THUMBNAIL * 3), and names; None where the picture cannot be read."""
     pixels = np.zeros((len(records), THUMBNAIL * THUMBNAIL * 3))
     names: list[str | None] = []

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -23,11 +24,12 @@ def write_results(
     checkpoint_step: int,
     samples_seen: int,
     results: Mapping[str, Mapping[str, float]],
+    **more: Any,
 ) -> None:
     """Writes results.json whole or not at all; only the first of several processes writes.
 
     The file is {"checkpoint_step", "samples_seen", "results": {"retrieval/NAME": {"image_to_text/R@1": …}}}, with
-    percentages 0-100. JSON has no NaN: what is not finite becomes null.
+    percentages 0-100. JSON has no NaN: what is not finite becomes null. `more` is written beside these keys.
     """
     if jax.process_index() != 0:
         return
@@ -35,7 +37,7 @@ def write_results(
         name: {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         for name, metrics in results.items()
     }
-    content = {"checkpoint_step": checkpoint_step, "samples_seen": samples_seen, "results": finite}
+    content = {"checkpoint_step": checkpoint_step, "samples_seen": samples_seen, "results": finite} | more
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -87,16 +89,29 @@ def tables(results: Mapping[str, Mapping[str, float]]) -> list[Table]:
         rows = [[name, *(cell(metrics) for _, cell in columns)] for name, metrics in chosen.items()]
         return Table(title, [name for name, _ in columns], groups, rows)
 
+    intervals = any("/low" in key for metrics in results.values() for key in metrics)
+
+    def score(name: str, key: str, digits: int = 1) -> list[tuple[str, Cell]]:
+        """A column, and one for its interval if any result has one."""
+        return [(name, _number(key, digits)), *([("95 %", _interval(key, digits))] if intervals else [])]
+
     recalls = [
-        (key.replace("median_rank", "median"), _number(f"{direction}/{key}"))
+        column
         for direction in DIRECTIONS
         for key in ("R@1", "R@5", "R@10", "median_rank")
+        for column in (
+            score("R@1", f"{direction}/R@1")
+            if key == "R@1"
+            else [(key.replace("median_rank", "median"), _number(f"{direction}/{key}"))]
+        )
     ]
+    wide = 5 if intervals else 4
+    counts = [("images", _count("n_images")), ("classes", _count("n_classes"))]
     found = [
         table(
             "retrieval",
             "Retrieval",
-            [("", 2), ("image to text", 4), ("text to image", 4), ("chance", 1)],
+            [("", 2), ("image to text", wide), ("text to image", wide), ("chance", 1)],
             [("images", _count("n_images")), ("texts", _count("n_texts")), *recalls, ("R@1", _chance("n_images"))],
         ),
         table(
@@ -104,12 +119,41 @@ def tables(results: Mapping[str, Mapping[str, float]]) -> list[Table]:
             "Zero-shot classification",
             [],
             [
-                ("images", _count("n_images")),
-                ("classes", _count("n_classes")),
-                ("top-1", _number("top1")),
+                *counts,
+                *score("top-1", "top1"),
                 ("top-5", _number("top5")),
                 ("per class", _number("per_class")),
                 ("chance top-1", _chance("n_classes")),
+            ],
+        ),
+        table(
+            "linear_probe",
+            "Linear probe",
+            [],
+            [
+                *counts,
+                ("trained on", _count("n_train")),
+                *score("top-1", "top1"),
+                ("held out", _number("held_out_top1")),
+                ("L2 weight", _power("regularisation")),
+            ],
+        ),
+        table(
+            "knn",
+            "Nearest neighbours",
+            [],
+            [*counts, ("trained on", _count("n_train")), ("k", _count("k")), *score("top-1", "top1")],
+        ),
+        table(
+            "captioning",
+            "Captioning",
+            [],
+            [
+                ("images", _count("n_images")),
+                ("texts", _count("n_texts")),
+                *score("nats/token", "loss", 3),
+                *score("BLEU-4", "BLEU-4"),
+                *score("CIDEr", "CIDEr"),
             ],
         ),
         table(
@@ -139,6 +183,16 @@ def _count(key: str) -> Cell:
 
 def _number(key: str, digits: int = 1) -> Cell:
     return lambda metrics: f"{metrics[key]:.{digits}f}" if key in metrics else "-"
+
+
+def _interval(key: str, digits: int) -> Cell:
+    """The bounds of the confidence interval of `key`."""
+    low, high = f"{key}/low", f"{key}/high"
+    return lambda metrics: f"{metrics[low]:.{digits}f}-{metrics[high]:.{digits}f}" if low in metrics else "-"
+
+
+def _power(key: str) -> Cell:
+    return lambda metrics: f"{metrics[key]:.0e}" if key in metrics else "-"
 
 
 def _chance(key: str) -> Cell:

@@ -7,6 +7,7 @@ import numpy as np
 from clips_jax.config import RetrievalConfig
 from clips_jax.data.sentences import split_sentences
 from clips_jax.evaluators import Encoder
+from clips_jax.evaluators.bootstrap import interval_metrics
 from clips_jax.evaluators.split import Split
 
 RECALLS = (1, 5, 10)
@@ -122,7 +123,9 @@ def both_ranks(image_embeddings: np.ndarray, text_embeddings: np.ndarray, querie
     }
 
 
-def retrieval_metrics(image_embeddings: np.ndarray, text_embeddings: np.ndarray, queries: Queries) -> dict[str, float]:
+def retrieval_metrics(
+    image_embeddings: np.ndarray, text_embeddings: np.ndarray, queries: Queries, intervals: bool = False
+) -> dict[str, float]:
     """Recalls in percent and median ranks, both ways.
 
     Image to text: the best rank among the picture's captions counts. Text to image: the rank of the picture that the
@@ -130,19 +133,35 @@ def retrieval_metrics(image_embeddings: np.ndarray, text_embeddings: np.ndarray,
     nothing in it tells them apart; it is still one query per caption.
 
     Returns:
-      "image_to_text/R@1", … "text_to_image/median_rank", "n_images", "n_texts".
+      "image_to_text/R@1", … "text_to_image/median_rank", "n_images", "n_texts". With `intervals` also the 95 %
+      confidence intervals of the recalls over pictures: "image_to_text/R@1/low", "image_to_text/R@1/high", ….
     """
     by_direction = both_ranks(image_embeddings, text_embeddings, queries)
+    bounds = _intervals(by_direction, queries) if intervals else {}
     by_direction["text_to_image"] = np.repeat(by_direction["text_to_image"], queries.counts)
     metrics: dict[str, float] = {}
     for direction, found in by_direction.items():
         for recall in RECALLS:
             metrics[f"{direction}/R@{recall}"] = 100 * float(np.mean(found <= recall))
         metrics[f"{direction}/median_rank"] = float(np.median(found))
-    return metrics | {"n_images": len(queries.images), "n_texts": int(queries.counts.sum())}
+    return metrics | bounds | {"n_images": len(queries.images), "n_texts": int(queries.counts.sum())}
 
 
-def evaluate(config: RetrievalConfig, split: Split, encoder: Encoder) -> dict[str, float]:
+def _intervals(by_direction: dict[str, np.ndarray], queries: Queries) -> dict[str, float]:
+    """Of the recalls; a text that several pictures share is divided among them."""
+    images, texts = queries.pairs.T
+    share = queries.counts[texts] / np.bincount(texts, minlength=len(queries.texts))[texts]
+    asked = np.bincount(images, share, minlength=len(queries.images))
+    parts = {}
+    for recall in RECALLS:
+        hit = (by_direction["image_to_text"] <= recall).astype(np.float64)
+        parts[f"image_to_text/R@{recall}"] = (hit, np.ones(len(hit)))
+        hit = (by_direction["text_to_image"] <= recall)[texts] * share
+        parts[f"text_to_image/R@{recall}"] = (np.bincount(images, hit, minlength=len(asked)), asked)
+    return interval_metrics(parts)
+
+
+def evaluate(config: RetrievalConfig, split: Split, encoder: Encoder, intervals: bool = False) -> dict[str, float]:
     """Retrieval on a split: `retrieval_metrics`, and how much of the split was unusable.
 
     "bad_images" is the number of pictures that cannot be read: they stay in and are wrong. "images_without_text" is the
@@ -150,7 +169,7 @@ def evaluate(config: RetrievalConfig, split: Split, encoder: Encoder) -> dict[st
     """
     queries = find_queries(config, split)
     image_embeddings = split.embeddings()[queries.images]
-    metrics = retrieval_metrics(image_embeddings, encoder.texts(queries.texts), queries)
+    metrics = retrieval_metrics(image_embeddings, encoder.texts(queries.texts), queries, intervals)
     return metrics | {
         "bad_images": int(split.bad()[queries.images].sum()),
         "images_without_text": queries.without_text,

@@ -1,6 +1,8 @@
 """A split as evaluators see it: pictures decoded on demand and embedded once, everything else in memory."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
@@ -8,7 +10,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from clips_jax.config import Config, ConfigError
+from clips_jax.data.examples import BadRecord
 from clips_jax.data.images import BadImage
+from clips_jax.data.tar_records import is_tars
 from clips_jax.data.triples import Records, open_builder
 from clips_jax.evaluators import Encoder, Load
 
@@ -25,8 +29,10 @@ class RecordSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The records at these positions."""
+    def read_each(
+        self, indices: Sequence[int], features: Collection[str] | None = None
+    ) -> Sequence[dict[str, Any] | BadRecord]:
+        """The records at these positions, with these features at least; an error in place of one that is damaged."""
         ...
 
 
@@ -34,7 +40,8 @@ class Split:
     """One split of a dataset, under one encoder.
 
     Attributes:
-      features: the records in order, without their pictures.
+      features: the records in order, without their pictures. Records whose bytes are damaged are left out.
+      damaged: how many are.
     """
 
     def __init__(self, records: RecordSource, encoder: Encoder, class_names: dict[str, list[str]] | None = None):
@@ -42,15 +49,21 @@ class Split:
         self._records = records
         self._encoder = encoder
         self._class_names = class_names or {}
-        self._unreadable = np.zeros(len(records), bool)
         self._embeddings: np.ndarray | None = None
         self._pixels: dict[int, np.ndarray] = {}
-        size = encoder.image_size
-        self._keep_pixels = len(records) * size * size * 3 <= _KEPT_PIXELS
         self.features: list[dict[str, Any]] = []
+        self._positions: list[int] = []  # of the features' records
+        wanted = [name for name in getattr(records, "features", ()) if name != "image"] or None
         for start in range(0, len(records), _READ):
-            for record in records.read(range(start, min(start + _READ, len(records)))):
-                self.features.append({name: value for name, value in record.items() if name != "image"})
+            positions = range(start, min(start + _READ, len(records)))
+            for position, record in zip(positions, records.read_each(positions, wanted), strict=True):
+                if not isinstance(record, BadRecord):
+                    self.features.append({name: value for name, value in record.items() if name != "image"})
+                    self._positions.append(position)
+        self.damaged = len(records) - len(self.features)
+        self._unreadable = np.zeros(len(self), bool)
+        size = encoder.image_size
+        self._keep_pixels = len(self) * size * size * 3 <= _KEPT_PIXELS
 
     def __len__(self) -> int:
         return len(self.features)
@@ -77,15 +90,21 @@ class Split:
 
     def encoded_image(self, position: int) -> bytes:
         """The picture as it is stored."""
-        return self._records.read([position])[0]["image"]
+        return self._images([position])[0]
+
+    def _images(self, positions: Sequence[int]) -> list[bytes]:
+        """Picture files; b"", which is no picture, where the record cannot be read any more."""
+        found = self._records.read_each([self._positions[position] for position in positions], ("image",))
+        return [b"" if isinstance(record, BadRecord) else record["image"] for record in found]
 
     def load(self, positions: Sequence[int]) -> np.ndarray:
         """uint8 (n, S, S, 3); a picture that cannot be read comes out grey and is remembered."""
         wanted = [int(position) for position in positions]
         found = {position: self._pixels[position] for position in wanted if position in self._pixels}
         missing = sorted(set(wanted) - set(found))
-        for position, record in zip(missing, self._records.read(missing) if missing else [], strict=True):
-            found[position] = self._decode(position, record["image"])
+        if missing:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders let other threads run
+                found |= zip(missing, pool.map(self._decode, missing, self._images(missing)), strict=True)
         if self._keep_pixels:
             self._pixels |= found
         return np.stack([found[position] for position in wanted])
@@ -114,6 +133,14 @@ class Split:
         """To be called when the encoder's parameters have changed."""
         self._embeddings = None
 
+    def name(self, position: int) -> str:
+        """What tells a person which record this is."""
+        names = getattr(self._records, "names", None)
+        if names is not None:
+            return names[self._positions[position]]
+        record = self.features[position]
+        return str(next((record[key] for key in ("id", "key", "name") if key in record), position))
+
     def bad(self) -> np.ndarray:
         """bool (N,): pictures found unreadable so far, by any process; all processes call it together."""
         if jax.process_count() == 1:
@@ -136,7 +163,7 @@ class Splits:
         key = (dataset, data_dir, name)
         if key not in self._open:
             records = Records(dataset, name, data_dir)
-            self._open[key] = Split(records, self._encoder, _class_names(dataset, data_dir))
+            self._open[key] = Split(records, self._encoder, class_names_of(dataset, data_dir))
         return self._open[key]
 
     def forget_embeddings(self) -> None:
@@ -145,8 +172,10 @@ class Splits:
             split.forget_embeddings()
 
 
-def _class_names(dataset: str, data_dir: str) -> dict[str, list[str]]:
-    """The names of each ClassLabel feature."""
+def class_names_of(dataset: str, data_dir: str) -> dict[str, list[str]]:
+    """The names of each ClassLabel feature of a prepared data set; tars have none."""
+    if is_tars(dataset):
+        return {}
     import tensorflow_datasets as tfds  # slow to import, and only needed where a dataset is opened
 
     features = open_builder(dataset, data_dir).info.features

@@ -63,9 +63,12 @@ class FakeRecords:
     def __len__(self) -> int:
         return len(self._records)
 
-    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def read_each(self, indices: Sequence[int], features: Any = None) -> list[dict[str, Any]]:
         self.pictures_read += len(indices)
         return [dict(self._records[index]) for index in indices]
+
+    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return self.read_each(indices)
 
 
 def install(monkeypatch: Any, splits: dict[str, Sequence[dict[str, Any]]]) -> dict[str, FakeRecords]:
@@ -77,7 +80,7 @@ def install(monkeypatch: Any, splits: dict[str, Sequence[dict[str, Any]]]) -> di
 
     for module in ("split", "pixel_baseline"):
         monkeypatch.setattr(f"clips_jax.evaluators.{module}.Records", open_records)
-    monkeypatch.setattr("clips_jax.evaluators.split._class_names", lambda dataset, data_dir: {"group": GROUPS})
+    monkeypatch.setattr("clips_jax.evaluators.split.class_names_of", lambda dataset, data_dir: {"group": GROUPS})
     return opened
 
 
