@@ -68,11 +68,20 @@ class Encoder:
 
     def images(self, load: LoadImages, count: int) -> np.ndarray:
         """Embeddings of `count` pictures: float32 (count, E), L2-normalised."""
+        self._check_embeds()
         return self._run(lambda rows: (load(rows),), count, self._encode_images)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of strings: float32 (len(texts), E), L2-normalised."""
+        self._check_embeds()
         return self._run(lambda rows: (self.token_ids([texts[i] for i in rows]),), len(texts), self._encode_texts)
+
+    def _check_embeds(self) -> None:
+        if self._config.objective.contrastive == "none":
+            raise ConfigError(
+                'this model was trained with objective.contrastive="none": it writes captions, but has no embeddings to '
+                "search or classify with."
+            )
 
     def token_ids(self, texts: Sequence[str]) -> np.ndarray:
         """What the text tower reads: int32 (len(texts), L)."""
