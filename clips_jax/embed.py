@@ -82,7 +82,7 @@ def embed_images(
     All processes call it together; each decodes everything, so that all know the same.
     """
     bad: list[tuple[str, str]] = []
-    chunks = decoded_chunks(pictures, encoder.preprocessing.pixels, chunk)
+    chunks = decoded_chunks(pictures, encoder.preprocessing, chunk)
     for (start, count), part in zip(_chunks(len(pictures), chunk, "images"), chunks, strict=True):
         good = [i for i in range(count) if not part.errors[i]]
         bad += [(names[start + i], part.errors[i]) for i in range(count) if part.errors[i]]

@@ -79,8 +79,8 @@ class Encoder:
     def _check_embeds(self) -> None:
         if self._config.objective.contrastive == "none":
             raise ConfigError(
-                'this model was trained with objective.contrastive="none": it writes captions, but has no embeddings to '
-                "search or classify with."
+                'this model was trained with objective.contrastive="none": it writes captions, but has no embeddings '
+                "to search or classify with."
             )
 
     def token_ids(self, texts: Sequence[str]) -> np.ndarray:

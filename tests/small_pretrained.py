@@ -10,7 +10,7 @@ from clips_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from clips_jax.encode import Encoder
 from clips_jax.models.clips import Clips
 from clips_jax.preprocessing import Preprocessing
-from clips_jax.pretrained import Pretrained
+from clips_jax.pretrained import Made, Pretrained
 from clips_jax.sharding import make_mesh
 from clips_jax.train_step import init_params
 from tests import small
@@ -45,4 +45,5 @@ def pretrained(kind: str = "teacher_forced", seed: int = 0, batch_size: int = 4)
     mesh = make_mesh(config)
     preprocessing = Preprocessing.of_training(config.model.image.image_size)
     encoder = Encoder(config, model, tokenizer(), mesh, params, preprocessing, "highest")
-    return Pretrained(f"tiny-{kind}", config, model, tokenizer(), preprocessing, mesh, params, encoder, seed, 0)
+    made = Made(config, seed, 0)
+    return Pretrained(f"tiny-{kind}", made, config, model, tokenizer(), preprocessing, mesh, params, encoder)

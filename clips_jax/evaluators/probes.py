@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.optimize
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clips_jax.evaluators.bootstrap import interval_metrics
@@ -17,7 +18,7 @@ from clips_jax.evaluators.bootstrap import interval_metrics
 # L2 weights tried, from strong to weak, each starting where the one before ended.
 REGULARISATIONS = tuple(10.0**exponent for exponent in range(1, -7, -1))
 _MAX_STEPS = 500
-_GRADIENT_NORM = 1e-5  # where a fit is finished; losses are means, so this does not depend on N
+_GRADIENT = 1e-5  # largest component where a fit is finished; losses are means, so this does not depend on N
 _QUERIES = 256  # neighbours of so many at once
 _SEED = 0
 
@@ -37,42 +38,43 @@ def fit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Multinomial logistic regression by L-BFGS: mean cross-entropy + regularisation / 2 * |weights|^2, to convergence.
 
+    The loss and its gradient are computed over all devices, SciPy decides the steps.
+
     Args:
       features_NxE: float32.
       labels_N: int, 0 to `classes` - 1.
       start: parameters to begin with; None is zero.
 
     Returns:
-      weights (E, K), which are regularised, and bias (K,), which is not.
+      weights (E, K), which are regularised, and bias (K,), which is not; float32.
     """
-    weight_N = np.ones(len(labels_N), np.float32)
-    if start is None:
-        start = np.zeros((features_NxE.shape[1], classes), np.float32), np.zeros(classes, np.float32)
-    arrays = (_on_devices(array) for array in (features_NxE, labels_N.astype(np.int32), weight_N))
-    return jax.tree.map(np.asarray, _fit(jax.tree.map(jnp.asarray, start), *arrays, jnp.float32(regularisation)))
+    width = features_NxE.shape[1]
+    arrays = [_on_devices(array) for array in (features_NxE, labels_N.astype(np.int32), np.ones(len(labels_N), "f"))]
+
+    def split(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        flat = flat.astype(np.float32)
+        return flat[: width * classes].reshape(width, classes), flat[width * classes :]
+
+    def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = _value_and_gradient(split(flat), *arrays, np.float32(regularisation))
+        return float(value), np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradient])
+
+    first = (
+        np.zeros(width * classes + classes) if start is None else np.concatenate([part.reshape(-1) for part in start])
+    )
+    options = {"maxiter": _MAX_STEPS, "gtol": _GRADIENT, "ftol": 0.0}
+    return split(scipy.optimize.minimize(value_and_gradient, first, jac=True, method="L-BFGS-B", options=options).x)
 
 
 @jax.jit
-def _fit(start: Any, features_NxE: jax.Array, labels_N: jax.Array, weight_N: jax.Array, regularisation: Any) -> Any:
-    def loss(params: Any) -> jax.Array:
-        weights_ExK, bias_K = params
-        logits_NxK = jnp.matmul(features_NxE, weights_ExK, precision="highest") + bias_K[None]
-        losses_N = optax.softmax_cross_entropy_with_integer_labels(logits_NxK, labels_N)
-        return (losses_N * weight_N).sum() / weight_N.sum() + regularisation / 2 * (weights_ExK**2).sum()
-
-    solver = optax.lbfgs()
-    value_and_grad = optax.value_and_grad_from_state(loss)
-
-    def step(carry: Any) -> Any:
-        params, state, count, _ = carry
-        value, gradient = value_and_grad(params, state=state)
-        updates, state = solver.update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
-        return optax.apply_updates(params, updates), state, count + 1, optax.tree.norm(gradient)
-
-    def unfinished(carry: Any) -> jax.Array:
-        return (carry[2] < _MAX_STEPS) & (carry[3] > _GRADIENT_NORM)
-
-    return jax.lax.while_loop(unfinished, step, (start, solver.init(start), 0, jnp.float32(jnp.inf)))[0]
+@jax.value_and_grad
+def _value_and_gradient(
+    params: Any, features_NxE: jax.Array, labels_N: jax.Array, weight_N: jax.Array, regularisation: jax.Array
+) -> jax.Array:
+    weights_ExK, bias_K = params
+    logits_NxK = jnp.matmul(features_NxE, weights_ExK, precision="highest") + bias_K[None]
+    losses_N = optax.softmax_cross_entropy_with_integer_labels(logits_NxK, labels_N)
+    return (losses_N * weight_N).sum() / weight_N.sum() + regularisation / 2 * (weights_ExK**2).sum()
 
 
 def _scaled(embeddings: np.ndarray) -> np.ndarray:
