@@ -88,6 +88,6 @@ def test_runs_skips_and_reports(tmp_path, monkeypatch, capsys):
     assert "[1/4] seed0: finished before" in output and "[3/4] seed2: goes on" in output
     command.main([*arguments, "--print", "slurm"])
     jobs = capsys.readouterr().out.splitlines()
-    assert len(jobs) == 3 and jobs[0].startswith("sbatch --job-name=seed1 launch/slurm.sh --config=configs/clip.py")
+    assert len(jobs) == 3 and jobs[0].startswith("launch/slurm.sh --name seed1 --config=configs/clip.py")
     command.main([*arguments, "--dry_run"])
     assert "4 runs, 1 finished" in capsys.readouterr().out

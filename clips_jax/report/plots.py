@@ -18,11 +18,16 @@ FEW_POINTS = 30
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One line: its name in the legend, and points in order of x. NaN and infinity make a gap."""
+    """One line: its name in the legend, and points in order of x. NaN and infinity make a gap.
+
+    Attributes:
+      spreads: half the length of the error bar at each point, one per point or none at all; NaN draws no bar.
+    """
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
+    spreads: Sequence[float] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +67,18 @@ def line_chart(series: Sequence[Series], y_label: str, x_label: str = "step", lo
         notes.append(f"Each point is the mean of {group} logged values.")
     xs = [x for _, points in lines for x, _ in points]
     ys = [y for _, points in lines for _, y in points]
+    bars = [[(x, y, s) for x, y, s in zip(*_columns(one), strict=True) if math.isfinite(y + s)] for one, _ in lines]
+    ys += [y + sign * s for line in bars for _, y, s in line for sign in (-1, 1)]
     log = log and min(ys) > 0
-    x_ticks = _ticks(0, max(xs))
+    x_ticks = ticks(0, max(xs))
     # A line that comes near zero gets an axis that shows it.
     lowest = 0.0 if 0 < min(ys) < 0.6 * max(ys) else min(ys)
-    y_ticks = _log_ticks(min(ys), max(ys)) if log else _ticks(lowest, max(ys))
+    y_ticks = _log_ticks(min(ys), max(ys)) if log else ticks(lowest, max(ys))
     height = math.log10 if log else float
 
     # The x axis ends with the data; the y axis at round values.
-    to_x = _scale(0, max(xs), LEFT, WIDTH - RIGHT)
-    on_axis = _scale(height(y_ticks[0]), height(y_ticks[-1]), HEIGHT - BOTTOM, TOP)
+    to_x = scale(0, max(xs), LEFT, WIDTH - RIGHT)
+    on_axis = scale(height(y_ticks[0]), height(y_ticks[-1]), HEIGHT - BOTTOM, TOP)
 
     def to_y(value: float) -> float:
         return on_axis(height(value))
@@ -81,6 +88,10 @@ def line_chart(series: Sequence[Series], y_label: str, x_label: str = "step", lo
         for segment in _segments(one, group):
             drawn = [(to_x(x), to_y(y)) for x, y in segment]
             parts.append(_line(drawn, index, markers=len(one.ys) <= FEW_POINTS))
+        parts += [
+            f'<path class="line line{index % 6} bar" d="M{to_x(x):.1f} {to_y(y - s):.1f}V{to_y(y + s):.1f}"/>'
+            for x, y, s in bars[index]
+        ]
     title = escape(f"{y_label} by {x_label}: " + ", ".join(one.name for one, _ in lines))
     svg = Markup(f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">') + Markup(
         "".join(parts) + "</svg>"
@@ -151,6 +162,10 @@ def _finite(series: Series) -> list[tuple[float, float]]:
     return [(x, y) for x, y in zip(series.xs, series.ys, strict=True) if math.isfinite(y)]
 
 
+def _columns(series: Series) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
+    return series.xs, series.ys, series.spreads or [math.nan] * len(series.ys)
+
+
 def _segments(series: Series, group: int) -> list[list[tuple[float, float]]]:
     """Runs of finite points, after averaging `group` neighbours; a group without a finite value ends a run."""
     segments: list[list[tuple[float, float]]] = [[]]
@@ -167,14 +182,14 @@ def _segments(series: Series, group: int) -> list[list[tuple[float, float]]]:
     return [segment for segment in segments if segment]
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     """The linear map from [low, high] to [start, end]; a single value goes to the middle."""
     if high == low:
         return lambda value: (start + end) / 2
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Four to seven round values that enclose [low, high]."""
     if high - low < 1e-9 * max(abs(low), abs(high)) or high == low:
         spread = abs(low) * 0.1 or 1.0

@@ -75,13 +75,7 @@ def write_report(
     if jax.process_index() != 0:
         return path
     rows = read_metrics(os.fspath(workdir))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = make_environment()
     environment.filters["score"] = lambda score: f"{score:.3f}" if math.isfinite(score) else "–"
     environment.filters["rank"] = lambda rank: f"{rank:,.0f}" if math.isfinite(rank) else "∞ (unreadable)"
     html = environment.get_template("template.html").render(
@@ -100,6 +94,17 @@ def write_report(
     )
     write_atomically(path, html)
     return path
+
+
+def make_environment() -> jinja2.Environment:
+    """The templates of this folder; what is filled in is escaped."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _facts(config: Config, results: Mapping[str, Mapping[str, float]], rows: list[dict[str, Any]]) -> list[Fact]:

@@ -2,7 +2,9 @@
 
   python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir runs/ladder
   python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir runs/ladder --smoke
-  python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir gs://BUCKET/ladder --print slurm
+  python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir /shared/ladder --print slurm | bash
+  python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir gs://BUCKET/ladder --print gke \\
+      --job_options "--type tpu-v5-lite-podslice --topology 16x16 --image IMAGE"
   python -m clips_jax.report runs/ladder/*
 
 A sweep is a Python file whose function `runs(smoke)` yields named runs: a config and overrides. All of them are checked
@@ -16,13 +18,14 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+
+from etils import epath
 
 from clips_jax.config import ConfigError
 from clips_jax.sweep.definition import load_sweep, state_of
 from clips_jax.sweep.execute import execute
 
-LAUNCHERS = {"slurm": ("sbatch", "--job-name={name}", "launch/slurm.sh"), "gke": ("launch/gke.sh", "{name}")}
+LAUNCHERS = {"slurm": "launch/slurm.sh", "gke": "launch/gke.sh"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", metavar="REGEX", help="runs whose name holds this regular expression")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and how far they are, run nothing")
     parser.add_argument("--print", choices=sorted(LAUNCHERS), help="print a job per unfinished run, run nothing")
+    parser.add_argument("--job_options", default="", help="for --print: options of launch/slurm.sh or launch/gke.sh")
     arguments, rest = parser.parse_known_args(argv)
     wrong = [argument for argument in rest if not re.fullmatch(r"--config\.[\w.]+=.*", argument)]
     if wrong:
@@ -48,12 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [(run, config) for run, config in runs if re.search(arguments.only, run.name)]
     if not runs:
         sys.exit(f"--only {arguments.only}: no run of {arguments.sweep} has such a name.")
-    states = [state_of(Path(arguments.workdir) / run.name, config) for run, config in runs]
+    states = [state_of(epath.Path(arguments.workdir) / run.name, config) for run, config in runs]
     if arguments.print:
         for (run, _), state in zip(runs, states, strict=True):
             if state != "finished":
-                launcher = [part.format(name=run.name) for part in LAUNCHERS[arguments.print]]
-                print(shlex.join([*launcher, *run.arguments(arguments.workdir)]))
+                # Kubernetes wants lower-case letters, digits and dashes.
+                name = re.sub(r"[^a-z0-9]+", "-", run.name.lower()).strip("-")
+                options = ["--name", name, *shlex.split(arguments.job_options)]
+                print(shlex.join([LAUNCHERS[arguments.print], *options, *run.arguments(arguments.workdir)]))
         return
     if arguments.dry_run:
         for (run, config), state in zip(runs, states, strict=True):

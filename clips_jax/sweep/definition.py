@@ -8,10 +8,10 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from clips_jax.config import Config, ConfigError, to_dict
@@ -44,7 +44,7 @@ class Run:
         path, _, arguments = self.config.partition(":")
         config = load_module(path).get_config(arguments or None)
         for key, value in self.overrides.items():
-            group = config
+            group: Any = config
             for part in key.split(".")[:-1]:
                 group = group[part] if part in group and isinstance(group[part], ConfigDict) else ConfigDict()
             name = key.split(".")[-1]
@@ -99,7 +99,7 @@ def load_sweep(path: str, smoke: bool, extra: Mapping[str, str]) -> list[tuple[R
     return checked
 
 
-def state_of(folder: Path, config: Config) -> State:
+def state_of(folder: epath.Path, config: Config) -> State:
     """How far a run has come: finished means results of its last step; changed, that another config's run is there."""
     try:
         saved = json.loads((folder / "config.json").read_text())
@@ -114,7 +114,7 @@ def state_of(folder: Path, config: Config) -> State:
     return "finished" if results.get("checkpoint_step") == config.total_steps else "started"
 
 
-def difference(folder: Path, config: Config) -> str:
+def difference(folder: epath.Path, config: Config) -> str:
     """The first key in which the folder's config differs, for an error."""
     return next(iter(_differences(json.loads((folder / "config.json").read_text()), to_dict(config))), "")
 

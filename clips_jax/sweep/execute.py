@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+from etils import epath
 
 from clips_jax.config import Config
 from clips_jax.metrics import duration
@@ -29,13 +30,13 @@ def execute(runs: list[tuple[Run, Config]], workdir: str) -> list[Outcome]:
     Each run's output goes to the terminal and to `output.log` in its folder. SIGTERM and Ctrl-C end the run in progress
     as they would end it alone, then the sweep: the same command goes on from there.
     """
-    states = {run.name: state_of(Path(workdir) / run.name, config) for run, config in runs}
+    states: dict[str, State] = {run.name: state_of(epath.Path(workdir) / run.name, config) for run, config in runs}
     steps_left = sum(config.total_steps for run, config in runs if states[run.name] in ("to do", "started"))
     steps_done, seconds = 0, 0.0
     outcomes = []
     signal.signal(signal.SIGTERM, _interrupt)
     for number, (run, config) in enumerate(runs, start=1):
-        folder, state = Path(workdir) / run.name, states[run.name]
+        folder, state = epath.Path(workdir) / run.name, states[run.name]
         left = f", about {duration(seconds / steps_done * steps_left)} left" if steps_done else ""
         print(f"[{number}/{len(runs)}] {run.name}: {_verb(state)}{left}", flush=True)
         if state == "changed":
@@ -64,7 +65,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _run(run: Run, folder: Path, workdir: str) -> str:
+def _run(run: Run, folder: epath.Path, workdir: str) -> str:
     """Runs one; returns "" or why it failed."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [*COMMAND, *run.arguments(workdir)]
