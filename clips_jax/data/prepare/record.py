@@ -59,6 +59,8 @@ def make_record(row: Row, texts: TextOptions, picture: pictures.PictureOptions) 
     for name in texts.text_lists:
         found = (_cleaned(value, name, notes) for value in _as_list(row.fields.get(name)))
         record[name] = [text for text in found if text]
+        if not record[name]:
+            notes[f"{name}.empty"] = None
     record["image"], picture_notes = pictures.plain(row.picture, row.extension, picture)
     return record, [*(f"picture.{note}" for note in picture_notes), *notes]
 

@@ -15,6 +15,11 @@ def summary(manifest: dict[str, Any]) -> str:
         lines.append(f"joined: {manifest['joined_rows']} rows, {100 * manifest['join_rate']:.2f} %")
     lines += _table("rejected", manifest["rejected"], manifest["rows_in"])
     lines += _table("normalised", manifest["normalised"], manifest["rows_out"])
+    for name, entry in manifest["normalised"].items():
+        if name.endswith(".empty") and entry["count"] == manifest["rows_out"]:
+            lines.append(
+                f"NO RECORD HAS A TEXT IN {name.removesuffix('.empty')}: is the field or column called otherwise?"
+            )
     duplicates = {name: manifest[f"duplicate_{name}"] for name in ("images", "keys")}
     lines += _table("more than once (kept)", {k: v for k, v in duplicates.items() if v["count"]}, manifest["rows_out"])
     lines.append(f"hash {manifest['hash']}")

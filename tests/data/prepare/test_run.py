@@ -156,9 +156,13 @@ def test_a_shard_that_stops_halfway_is_no_shard(tmp_path, monkeypatch):
     assert shard.done(plan, task, 4) is None
 
 
-def test_nothing_usable(tmp_path, capsys):
+def test_nothing_usable_is_said(tmp_path, capsys):
     write_tar(tmp_path / "a.tar", [("a.jpg", b"x"), ("a.txt", b"y")])
     flags = ["--name", "none", "--data_dir", str(tmp_path / "out"), "--workers", "1"]
+    write_tar(tmp_path / "b.tar", sample("b", 1))
+    assert command.main(["tars", str(tmp_path / "b.tar"), *flags, "--texts", "url,titel"]) == 0
+    out = capsys.readouterr().out
+    assert "NO RECORD HAS A TEXT IN titel" in out and "IN recaption" in out and "IN url" not in out
     assert command.main(["tars", str(tmp_path / "a.tar"), *flags]) == 1
     assert "none of 1 rows gave a record" in capsys.readouterr().err
     manifest = json.loads((tmp_path / "out/none/1.0.0/manifest-train.json").read_text())
