@@ -39,6 +39,7 @@ class Encoder:
       preprocessing: how the model reads picture files; `preprocessing.pixels` makes what `images` loads.
       has_captioner: whether `caption_loss` and `captions` can be called.
       reads_alt_text: whether the captioner looks at the AltText.
+      between_batches: called before each batch, on all processes alike; what it raises ends the evaluation.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Encoder:
         self.has_captioner = config.model.captioner is not None
         conditions = config.model.captioner.condition_on if config.model.captioner else ()
         self.reads_alt_text = any(name != "image" for name in conditions)
+        self.between_batches: Callable[[], None] = lambda: None
         self._config, self._model, self._tokenizer, self._mesh = config, model, tokenizer, mesh
         compiled = functools.partial(jax.jit, out_shardings=replicated(mesh))
         self._encode_images = compiled(self._image_embeddings)
@@ -167,6 +169,7 @@ class Encoder:
         own_rows = process_rows(self._mesh, batch_size) if count else np.zeros(0, int)
         results = [np.zeros((0, self._config.model.joint_dim), np.float32)]
         for start in range(0, count, batch_size):
+            self.between_batches()
             # Rows past the end repeat the last one and are cut off below.
             rows = np.minimum(start + own_rows, count - 1)
             inputs = to_devices(arrays(rows.tolist()), self._mesh, batch_size)

@@ -9,14 +9,20 @@ A config is a Python file; what follows a colon are its arguments, `--config.a.b
   python -m clips_jax.main --config configs/clips_b16.py:stage=2 --config.init_from=runs/stage1 --workdir runs/stage2
 
 The same command again resumes from the newest checkpoint in the workdir. The workdir receives `config.json`,
-`checkpoints/`, `metrics.jsonl`, `tensorboard/`, `train.log`, `results.json` and `report.html`. `--print_config` shows
-every key of the resolved config and stops. Each config's docstring says what it trains and what to expect.
+`run.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `train.log`, `results.json` and `report.html`.
+`--print_config` shows every key of the resolved config and stops. Each config's docstring says what it trains and what
+to expect.
+
+SIGTERM on any process, and Ctrl-C, save and stop. Exit codes: 0 done; 75 start the same command again (preempted, or a
+process was lost or hung); 130 stopped by Ctrl-C; 1 what the message says must be put right first.
 """
 
 import json
 import logging as standard_logging
 import os
 import sys
+import traceback
+from typing import NoReturn
 
 # clu's writers import TensorFlow; its start-up lines are noise.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -28,10 +34,10 @@ from etils import epath
 
 from clips_jax.checkpoint import CheckpointMismatch
 from clips_jax.config import ConfigError, to_dict
-from clips_jax.config.check import check_mesh
 from clips_jax.config.command_line import define_config_flag, parse_flags, read_config
-from clips_jax.sharding import join_processes
-from clips_jax.train import NonFiniteError, train
+from clips_jax.data.bad_records import TooManyBadRecords
+from clips_jax.run.stops import FAILED, DiskFull, Preempted, RunStopped, is_disk_full
+from clips_jax.train import train
 
 CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if it is not there.")
@@ -42,23 +48,15 @@ DISTRIBUTED = flags.DEFINE_bool(
     "Join the other processes of the run: found out on TPU pods, SLURM and GKE; elsewhere set JAX_COORDINATOR_ADDRESS, "
     "JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
 )
+ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
+    "allow_config_change", False, "Go on in a workdir that belongs to another config or other data; run.json tells."
+)
 
 
 def quiet_terminal() -> None:
     """The terminal keeps warnings and the progress lines; INFO is for `train.log`."""
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setLevel(standard_logging.WARNING)
-
-
-def log_to_file(workdir: str) -> None:
-    """Sends INFO, clu's metric lines among them, to `WORKDIR/train.log` (local folders only)."""
-    folder = epath.Path(workdir)
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        if "://" not in workdir:
-            to_file = standard_logging.FileHandler(folder / "train.log")
-            to_file.setFormatter(logging.PythonFormatter())
-            logging.get_absl_logger().addHandler(to_file)
 
 
 def cache_compilations(workdir: str) -> None:
@@ -79,14 +77,30 @@ def main(argv: list[str]) -> None:
             return
         if not WORKDIR.value:
             raise app.UsageError("--workdir is missing: the folder that receives checkpoints, metrics and the report.")
-        if DISTRIBUTED.value:
-            join_processes()
         cache_compilations(WORKDIR.value)
-        check_mesh(config, jax.device_count())
-        log_to_file(WORKDIR.value)
-        train(config, WORKDIR.value)
-    except (ConfigError, CheckpointMismatch, NonFiniteError, FileNotFoundError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")  # the message says what to do; a traceback would bury it
+        train(config, WORKDIR.value, join=DISTRIBUTED.value, allow_config_change=ALLOW_CONFIG_CHANGE.value)
+    except (ConfigError, CheckpointMismatch, FileNotFoundError, TooManyBadRecords) as error:
+        leave(f"{type(error).__name__}: {error}", FAILED)  # the message says what to do; a traceback would bury it
+    except RunStopped as error:
+        leave(f"{type(error).__name__}: {error}", error.exit_code, together=isinstance(error, Preempted))
+    except app.UsageError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            leave(f"{DiskFull.__name__}: {error}", FAILED)
+        traceback.print_exc()
+        leave("", FAILED)
+
+
+def leave(message: str, exit_code: int, together: bool = False) -> NoReturn:
+    """Ends this process; `together`: all processes of the run do, so that they can say good-bye to each other."""
+    if message:
+        logging.info("%s", message)
+        print(message, file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized() and not together:
+        logging.flush()
+        os._exit(exit_code)  # JAX's own exit waits for processes that may be gone
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from absl import logging
 from etils import epath
+
+from clips_jax.run.stops import DiskFull, is_disk_full
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -29,23 +32,34 @@ class MetricWriter:
     """Writes one object per logged step to `metrics.jsonl`, and the same numbers through clu to TensorBoard and log.
 
     Resumed at step s, rows after s are dropped and TensorBoard is rebuilt from the rest, so that no step appears twice.
-    Only process 0 writes.
+    Only process 0 writes. A row is appended where files can grow; objects in a store cannot, there the whole file is
+    written at saves and at the end (`flush(durable=True)`).
+
+    A full disk does not end the run by itself: rows stay in memory, it is said once, and the next write that succeeds
+    writes them all.
     """
 
-    def __init__(self, workdir: str, resumed_step: int):
+    def __init__(self, workdir: str, resumed_step: int, stop_on_full_disk: bool = False):
         self._active = jax.process_index() == 0
         if not self._active:
             return
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        self._path = epath.Path(workdir) / METRICS_FILE
+        self._grows = "://" not in workdir
+        self._stop_on_full_disk = stop_on_full_disk
+        self._behind = False  # whether the file lacks rows that memory has
+        self._clu: Any = None
+        self._open([row for row in read_metrics(workdir) if row["step"] <= resumed_step])
+
+    def _open(self, rows: list[dict[str, Any]]) -> None:
+        """Both files with these rows and no others."""
         from clu import metric_writers  # imports TensorFlow (seconds), so only where it is needed
 
-        self._path = epath.Path(workdir) / METRICS_FILE
-        rows = [row for row in read_metrics(workdir) if row["step"] <= resumed_step]
         self._lines = [json.dumps(row) + "\n" for row in rows]
-        self._rewrite()
         self._written: dict[str, Any] = rows[-1] if rows else {}  # the last row on disk
         self._row: dict[str, Any] = {}  # the row being filled
-        tensorboard = epath.Path(workdir) / "tensorboard"
+        self._to_disk(self._rewrite)
+        tensorboard = self._path.parent / "tensorboard"
         if tensorboard.exists():
             tensorboard.rmtree()
         summaries = metric_writers.SummaryWriter(os.fspath(tensorboard))
@@ -61,35 +75,73 @@ class MetricWriter:
             self.flush()
         self._row |= {"step": step, **metrics}
 
-    def flush(self) -> None:
-        """Closes the row: after this, it is on disk. Numbers that come later for the same step join its row."""
-        if not self._active or not self._row:
+    def flush(self, durable: bool = False) -> None:
+        """Closes the row: after this, it is on disk. Numbers that come later for the same step join its row.
+
+        Raises:
+          DiskFull: if the config says that a full disk stops the run.
+        """
+        if not self._active:
             return
-        same_step = self._row["step"] == self._written.get("step")
-        new = self._row
-        # NaN is not JSON: a reader would choke on it.
-        row = (self._written if same_step else {}) | {k: v if math.isfinite(v) else str(v) for k, v in new.items()}
-        line = json.dumps(row, allow_nan=False) + "\n"
-        if same_step:
-            self._lines[-1] = line
-            self._rewrite()
-        else:
-            self._lines.append(line)
-            with self._path.open("a") as file:
-                file.write(line)
-        self._clu.write_scalars(new["step"], _scalars(new))
+        line = ""
+        rewrite = self._behind or (durable and not self._grows)
+        if self._row:
+            same_step = self._row["step"] == self._written.get("step")
+            # NaN is not JSON: a reader would choke on it.
+            new = {key: value if math.isfinite(value) else str(value) for key, value in self._row.items()}
+            row = (self._written if same_step else {}) | new
+            line = json.dumps(row, allow_nan=False) + "\n"
+            if same_step:
+                self._lines[-1] = line
+            else:
+                self._lines.append(line)
+            rewrite |= same_step and self._grows
+            self._to_disk(lambda: self._to_tensorboard(self._row))
+            self._written, self._row = row, {}
+        if rewrite:
+            self._to_disk(self._rewrite)
+        elif line and self._grows:
+            self._to_disk(lambda: self._append(line))
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows after `step`: the run has gone back to it."""
+        if self._active:
+            self.flush()
+            self._clu.close()
+            self._open([row for row in map(json.loads, self._lines) if row["step"] <= step])
+
+    def _to_disk(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            if self._stop_on_full_disk:
+                raise DiskFull(
+                    f"{self._path}: the disk is full. Make room and start the same command again."
+                ) from error
+            if not self._behind:
+                logging.error("%s: the disk is full; metrics stay in memory until there is room again.", self._path)
+            self._behind = True
+
+    def _to_tensorboard(self, row: dict[str, Any]) -> None:
+        self._clu.write_scalars(row["step"], _scalars(row))
         self._clu.flush()
-        self._written, self._row = row, {}
+
+    def _append(self, line: str) -> None:
+        with self._path.open("a") as file:
+            file.write(line)
 
     def _rewrite(self) -> None:
         temporary = self._path.parent / f"{METRICS_FILE}.tmp"
         temporary.write_text("".join(self._lines))
         temporary.replace(self._path)
+        self._behind = False
 
     def close(self) -> None:
         """Flushes and closes the clu writers."""
         if self._active:
-            self.flush()
+            self.flush(durable=True)
             self._clu.close()
 
 

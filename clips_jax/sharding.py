@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from clips_jax.config import Config, ConfigError
+from clips_jax.config import Config, ConfigError, LimitsConfig
 from clips_jax.config.check import check_mesh
 from clips_jax.optimizer import match_one, path_name
 
@@ -41,19 +41,23 @@ RULES = (
 COUNTERS = ("step", "count")
 
 
-def join_processes() -> None:
+def join_processes(limits: LimitsConfig = LimitsConfig()) -> None:  # noqa: B008
     """Joins the run's other processes; must come before anything touches a device.
 
     On TPU pods, SLURM and GKE JAX finds them; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
-    say where they are.
+    say where they are. JAX's own time limits abort a process without a word to this program: they come after `limits`.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read on CPU only
+    timeouts: dict[str, Any] = {
+        "initialization_timeout": int(limits.join + 60),
+        "heartbeat_timeout_seconds": int(2 * limits.silence + 10),
+        "shutdown_timeout_seconds": int(limits.evaluation),
+    }
     if "JAX_NUM_PROCESSES" in os.environ:
-        jax.distributed.initialize(
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
-        )
+        processes, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+        jax.distributed.initialize(num_processes=processes, process_id=index, **timeouts)
     else:
-        jax.distributed.initialize()
+        jax.distributed.initialize(**timeouts)
 
 
 def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:

@@ -21,7 +21,7 @@ from clips_jax.config.model import (
     TransformerConfig,
 )
 from clips_jax.config.objective import Mask, ObjectiveConfig, ViewConfig
-from clips_jax.config.training import CheckpointConfig, MeshConfig, OptimizerConfig
+from clips_jax.config.training import CheckpointConfig, LimitsConfig, MeshConfig, NonFiniteConfig, OptimizerConfig
 
 __all__ = [
     "CaptionLossConfig",
@@ -33,9 +33,11 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "ImageTowerConfig",
+    "LimitsConfig",
     "Mask",
     "MeshConfig",
     "ModelConfig",
+    "NonFiniteConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "PackingConfig",
@@ -60,6 +62,8 @@ class Config:
       accumulation_steps: parts that a batch is computed in, one after the other, to fit into memory; the gradient
         is that of the whole batch, the contrastive loss included.
       log_every_steps: interval of the progress line and of the logged metrics.
+      check_replicas_every_steps: interval at which arrays that several devices hold alike are compared, bit by bit
+        (0 = never).
       init_from: workdir whose newest checkpoint gives the initial parameters (the stages of a recipe); "" = none.
     """
 
@@ -74,7 +78,10 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     accumulation_steps: int = 1
+    nonfinite: NonFiniteConfig = NonFiniteConfig()
+    limits: LimitsConfig = LimitsConfig()
     log_every_steps: int = 50
+    check_replicas_every_steps: int = 1000
     init_from: str = ""
     seed: int = 0
 

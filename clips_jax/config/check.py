@@ -17,6 +17,10 @@ SMALLEST = {
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 1,
     "checkpoint.keep_every_steps": 0,
+    "check_replicas_every_steps": 0,
+    "nonfinite.stop_after": 1,
+    "nonfinite.rewinds": 0,
+    **{f"limits.{phase}": 1 for phase in ("join", "compile", "step", "save", "evaluation", "silence")},
     "evaluation.every_steps": 0,
     "evaluation.batch_size": 1,
     "model.joint_dim": 1,
@@ -241,7 +245,14 @@ def _check_captioner(config: Config) -> None:
 
 
 def _check_evaluation(config: Config) -> None:
-    evaluation = config.evaluation
+    evaluation, best = config.evaluation, config.checkpoint.keep_best
+    if best:
+        kinds = ("retrieval", "classification", "caption_loss")
+        names = [f"{kind}/{name}" for kind in kinds for name in getattr(evaluation, kind)]
+        if not any(best.startswith(f"{name}/") for name in names):
+            raise ConfigError(f"checkpoint.keep_best: {best!r} is no result of the evaluators {names}.")
+        if not evaluation.every_steps:
+            raise ConfigError("checkpoint.keep_best: needs evaluations during training; set evaluation.every_steps.")
     if not config.objective.views and (evaluation.retrieval or evaluation.classification):
         raise ConfigError("evaluation: retrieval and classification need a text tower, and objective.views is empty.")
     for name, part in evaluation.classification.items():

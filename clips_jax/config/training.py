@@ -60,9 +60,58 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Attributes: every_steps: save interval; keep: the newest n are kept; keep_every_steps: and every step that
-    is a multiple of this, for good (0 = none)."""
+    """When checkpoints are saved, and which are kept.
+
+    Attributes:
+      every_steps: save interval.
+      keep: the newest n are kept.
+      keep_every_steps: and every step that is a multiple of this, for good (0 = none).
+      keep_best: and the best by this result of an evaluation, such as
+        "retrieval/unseen_drawings/image_to_text/R@1"; each evaluation is then followed by a save. Higher is better,
+        but for losses, perplexities and ranks ("" = none).
+      on_full_disk: what a save that finds the disk full does to the run. Either way older checkpoints stay whole.
+    """
 
     every_steps: int
     keep: int = 2
     keep_every_steps: int = 0
+    keep_best: str = ""
+    on_full_disk: Literal["stop", "continue"] = "stop"
+
+
+@dataclasses.dataclass(frozen=True)
+class NonFiniteConfig:
+    """What happens when the loss, a gradient or a parameter is not a number. The update itself is always skipped.
+
+    Attributes:
+      stop_after: so many skipped updates in a row end the run, or rewind it (assumption: a single bad batch passes, a
+        state that went wrong does not recover).
+      rewinds: so many times the run goes back to the last checkpoint before the bad steps and on with the data after
+        them, before it stops.
+    """
+
+    stop_after: int = 3
+    rewinds: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LimitsConfig:
+    """How long things may take before a process gives up, in seconds; it exits with the code launchers restart on.
+
+    The defaults are assumptions: generous for a pod, and no month lost to a hang.
+
+    Attributes:
+      join: until all processes have found each other.
+      compile: from then to the end of the first step: restoring and compiling.
+      step: one step, loading its batch included.
+      save: one checkpoint, from its start until it is whole.
+      evaluation: one batch of an evaluation, compiling included; also the final table and report.
+      silence: until a process that gives no sign of life is taken for lost.
+    """
+
+    join: float = 600.0
+    compile: float = 3600.0
+    step: float = 900.0
+    save: float = 1800.0
+    evaluation: float = 1800.0
+    silence: float = 90.0
