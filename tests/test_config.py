@@ -48,6 +48,10 @@ def changed(key: str, value, arguments: str = "") -> ml_collections.ConfigDict:
         ("total_samples", 100, "total_samples: 100 is less than one batch"),
         ("data.crop_area", (0.5, 1.5), "data.crop_area"),
         ("data.crop_area", (0.5,), "data.crop_area: expected 2 values"),
+        ("limits.step", 0.0, "limits.step: 0.0; use 1 or more"),
+        ("nonfinite.stop_after", 0, "nonfinite.stop_after: 0; use 1 or more"),
+        ("checkpoint.on_full_disk", "wait", "checkpoint.on_full_disk: 'wait' is not one of 'stop', 'continue'"),
+        ("checkpoint.keep_best", "retrieval/none/R@1", "checkpoint.keep_best: 'retrieval/none/R@1' is no result of"),
         ("data.texts.recaption.fallback", "title", "data.texts.recaption.fallback: 'title' is not one of"),
     ],
 )
