@@ -1,0 +1,204 @@
+"""Does things to training runs at random points, restarts them, and compares the end with an undisturbed run.
+
+  python -m tests.faults.run --points 50 --seed 0
+  python -m tests.faults.run --points 5 --processes 3 --kinds "kill during a save" SIGTERM
+  python -m tests.faults.run --points 6 --processes 1 2 4 --elastic
+
+Each run has a few dozen steps, a save every third and an evaluation every tenth. At seeded random steps one of its
+processes is killed, terminated, paused, starved or finds the disk full; what must end has to end by itself within the
+limits, the same command starts it again, and at the end parameters, optimizer state, metrics and results must be those
+of the undisturbed run, bit for bit (to rounding with --elastic). Prints a table; exits with 1 if anything differed or
+hung.
+"""
+
+import argparse
+import collections
+import dataclasses
+import itertools
+import os
+import pathlib
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+import tests  # noqa: F401  the environment of tests: CPU, compilation cache
+from tests.faults.config import STEPS
+from tests.faults.injection import WEIGHTS, Fault, draw, inject
+from tests.faults.processes import Processes, differences, largest_difference, started
+
+# A run that must end has this long to do so, in seconds; twice the sum of the limits in the config that apply.
+PATIENCE = 120.0
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What came of a fault. Attributes: lost: steps done again; ended: seconds until all processes had ended (0: they
+    lived on); stall: seconds until training was past the step it had reached; error: "" if it was survived."""
+
+    fault: Fault
+    processes: int
+    lost: int = 0
+    ended: float = 0.0
+    stall: float = 0.0
+    error: str = ""
+
+
+def torture(
+    workdir: pathlib.Path, data_dir: str, counts: Sequence[int], faults: Iterator[Fault], steps: int = STEPS
+) -> list[Outcome]:
+    """Runs to the end with `faults` on the way; the n-th start has `counts[n]` processes, and so on in a circle.
+
+    With several sizes each start has another mesh as well.
+    """
+    outcomes: list[Outcome] = []
+    unsettled: tuple[Outcome, float, int] | None = None  # a fault whose step has not been reached again
+    for start_number in itertools.count():
+        count = counts[start_number % len(counts)]
+        flags = [f"--config.total_samples={12 * steps}"]
+        if len(counts) > 1 and count % 2 == 0:
+            flags.append("--config.mesh.fsdp=2")
+        with started(workdir, data_dir, count, flags) as processes:
+            if unsettled:
+                outcome, start, reached = unsettled
+                if not processes.wait_for_step(min(reached + 1, steps)):
+                    outcome.error = f"did not come back: {processes.output()[-1500:]}"
+                    return outcomes
+                outcome.lost, outcome.stall = max(reached - processes.resumed_from, 0), time.monotonic() - start
+            unsettled = one_start(workdir, processes, faults, outcomes, steps)
+        if unsettled is None:
+            break
+    return outcomes
+
+
+def one_start(
+    workdir: pathlib.Path, processes: Processes, faults: Iterator[Fault], outcomes: list[Outcome], steps: int
+) -> tuple[Outcome, float, int] | None:
+    """Faults until one ends the processes: that one, when it was injected and how far they were; None at the end."""
+    count = len(processes.members)
+    for fault in faults:
+        target = processes.step + fault.after
+        if target >= steps or not (processes.wait_for_step(target) if target else processes.wait_for_compiling()):
+            break
+        outcome, step, start = Outcome(fault, count), processes.step, time.monotonic()
+        outcomes.append(outcome)
+        say(outcome, step)
+        must_end = inject(fault, processes, workdir)
+        if not must_end and processes.wait_for_step(min(step + 1, steps)):
+            outcome.stall = time.monotonic() - start
+            continue
+        if must_end is False:
+            codes = [member.poll() for member in processes.members]
+            outcome.error = f"ended with {codes}: {processes.output()[-1500:]}"
+            return None
+        try:
+            codes = processes.wait(PATIENCE)
+        except TimeoutError as error:
+            outcome.error = str(error)
+            return None
+        outcome.ended = time.monotonic() - start
+        if codes == [0] * count:  # it came too late: the run was done
+            return None
+        outcome.error = wrong_codes(fault, codes, processes)
+        return (outcome, start, processes.step)
+    codes = processes.wait()
+    if codes != [0] * count and outcomes:
+        outcomes[-1].error = f"exit codes {codes} without a fault: {processes.output()[-1500:]}"
+    return None
+
+
+def wrong_codes(fault: Fault, codes: list[int], processes: Processes) -> str:
+    """ "" if the exit codes are what launchers need: 75, or a signal; 1 for a full disk, 130 for Ctrl-C."""
+    allowed = {
+        "SIGTERM": {75},
+        "SIGTERM during a save": {75},
+        "SIGTERM twice": {75},
+        "Ctrl-C": {75, 130},
+        "disk full": {1, 75, -6},
+    }.get(fault.kind, {75, -9, -6})
+    outputs = "\n".join(processes.output(index)[-1500:] for index in range(len(codes)))
+    return "" if set(codes) <= allowed else f"exit codes {codes}: {outputs}"
+
+
+def say(outcome: Outcome, step: int) -> None:
+    """A line per fault."""
+    fault = outcome.fault
+    print(f"{time.strftime('%H:%M:%S')} {outcome.processes} processes, step {step}: {fault.kind}", flush=True)
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Markdown: by number of processes and kind."""
+    groups = collections.defaultdict(list)
+    for outcome in outcomes:
+        groups[outcome.processes, outcome.fault.kind].append(outcome)
+    lines = [
+        "| processes | fault | injected | survived | steps lost, mean (most) | longest until all had ended, s "
+        "| longest stall, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (count, kind), members in sorted(groups.items()):
+        lines.append(_row(str(count), kind, members))
+    return "\n".join([*lines, _row("", "all", outcomes)])
+
+
+def _row(count: str, kind: str, members: list[Outcome]) -> str:
+    lost = [outcome.lost for outcome in members]
+    ended = max(outcome.ended for outcome in members)
+    return (
+        f"| {count} | {kind} | {len(members)} | {sum(not outcome.error for outcome in members)} "
+        f"| {sum(lost) / len(lost):.1f} ({max(lost)}) | {f'{ended:.1f}' if ended else '–'} "
+        f"| {max(outcome.stall for outcome in members):.1f} |"
+    )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--points", type=int, default=50, help="faults to inject in all (default 50)")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults (default 0)")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 3], help="sizes of the runs (default 1 3)")
+    parser.add_argument(
+        "--elastic", action="store_true", help="one run whose starts have these sizes in turn, on other meshes"
+    )
+    parser.add_argument("--kinds", nargs="+", choices=list(WEIGHTS), help="faults to draw from (default: all)")
+    parser.add_argument("--folder", type=pathlib.Path, help="receives runs and table.md (default: a temporary one)")
+    arguments = parser.parse_args()
+    from clips_jax.data import emoji
+
+    data_dir = os.environ["CLIPS_JAX_TEST_DATA_DIR"]
+    emoji.build(data_dir)
+    folder = arguments.folder or pathlib.Path(tempfile.mkdtemp(prefix="faults_"))
+    folder.mkdir(parents=True, exist_ok=True)
+    dice = random.Random(arguments.seed)
+    runs: list[Sequence[int]] = [arguments.processes] if arguments.elastic else [[n] for n in arguments.processes]
+    outcomes, wrong = [], []
+    for number, counts in enumerate(runs):
+        points = arguments.points // len(runs) + (number < arguments.points % len(runs))
+        name = "-".join(map(str, counts))
+        expected = folder / f"undisturbed-{counts[0]}"
+        with started(expected, data_dir, counts[0]) as processes:
+            if processes.wait(600) != [0] * counts[0]:
+                sys.exit(f"the undisturbed run failed: {processes.output()}")
+        done = run = 0
+        while done < points and not wrong:
+            workdir = folder / f"run-{name}-{run}"
+            faults = (draw(dice, arguments.kinds) for _ in range(points - done))
+            found = torture(workdir, data_dir, counts, faults)
+            outcomes += found
+            done, run = done + len(found), run + 1
+            wrong += [outcome.error for outcome in found if outcome.error]
+            if not wrong:
+                compare = largest_difference if arguments.elastic else differences
+                wrong += [f"{workdir}: {what}" for what in compare(workdir, expected)]
+            print(f"{workdir.name}: {len(found)} faults, {wrong or 'the end is the undisturbed one'}", flush=True)
+            (folder / "table.md").write_text(table(outcomes) + "\n")
+    print(f"\n{table(outcomes)}\n\nseed {arguments.seed}; runs in {folder}")
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()
