@@ -6,8 +6,8 @@ A damaged tar's whole samples are used; what is left out is counted and logged. 
 `python -m clips_jax.data.prepare`.
 """
 
+import contextlib
 import dataclasses
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -23,6 +23,7 @@ from clips_jax.data.tars import Sample
 
 _IMAGE = "image"
 _SPLIT = "train"
+_SAMPLES_FOR_FEATURES = 100  # looked at for a JSON that says which features there are
 _CLASS = "cls"  # webdataset's extension for a class number
 # Names under which the recaption is found in a sample's JSON, in this order.
 RECAPTION_FIELDS = ("re_caption", "recaption")
@@ -44,11 +45,11 @@ class TarSource:
 
     A record is a dict: "id" (the key), "image" (the undecoded file), "alt_text" (the .txt, else the JSON's "caption"),
     "recaption" (the JSON's "re_caption" or "recaption", else ""), "label" (the .cls, if the first sample has one), and
-    every text and whole number of the JSON under the names that the first sample has.
+    every text, list of texts and whole number of the JSON under the names that the first sample with a JSON has.
 
     Attributes:
       features: names of the features.
-      text_features: names of those that are one text.
+      text_features: names of those that are a text, or a list of texts.
     """
 
     def __init__(self, dataset: str, split: str = _SPLIT):
@@ -80,15 +81,26 @@ class TarSource:
         self._places = self._places[_slice(split, len(self._places), dataset)]
 
     def _find_features(self) -> None:
-        parts = self._read_parts(self._places[0])
-        found = _fields(parts)
+        parts, found = self._first_fields()
         self._numbers = tuple(name for name, value in found.items() if type(value) is int)
+        self._lists = tuple(name for name, value in found.items() if _is_texts(value) and name != _IMAGE)
         texts = tuple(name for name, value in found.items() if isinstance(value, str))
-        self._fields = tuple(name for name in texts if name not in ("id", "alt_text", "recaption"))
-        self.text_features = tuple(sorted({"id", "alt_text", "recaption", *self._fields}))
+        self._fields = tuple(name for name in texts if name not in ("id", "alt_text", "recaption", _IMAGE))
+        self.text_features = tuple(sorted({"id", "alt_text", "recaption", *self._fields, *self._lists}))
         label = ("label",) if _CLASS in parts else ()
         self._numbers = tuple(name for name in self._numbers if name not in (*self.text_features, *label, _IMAGE))
         self.features = tuple(sorted({*self.text_features, *self._numbers, *label, _IMAGE}))
+
+    def _first_fields(self) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """Parts of the first sample, and fields of the first one that has a JSON which can be read."""
+        parts: dict[str, bytes] = {}
+        for place in self._places[:_SAMPLES_FOR_FEATURES]:
+            found = self._read_parts(place)
+            parts = parts or found
+            with contextlib.suppress(ValueError):
+                if "json" in found:
+                    return parts, tars.parse_object(found["json"])
+        return parts, {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -110,8 +122,9 @@ class TarSource:
     def _record(self, place: _Place) -> dict[str, Any] | BadRecord:
         try:
             parts = self._read_parts(place)
-            fields = _fields(parts)
+            fields = tars.parse_object(parts["json"]) if "json" in parts else {}
             record: dict[str, Any] = {name: captions.clean(fields.get(name, ""))[0] for name in self._fields}
+            record.update((name, _texts(fields.get(name))) for name in self._lists)
             record.update((name, _number(fields.get(name))) for name in self._numbers)
             record["id"] = place.sample.key
             record[_IMAGE] = parts[place.sample.picture]
@@ -136,13 +149,12 @@ class TarSource:
         return parts
 
 
-def _fields(parts: dict[str, bytes]) -> dict[str, Any]:
-    if "json" not in parts:
-        return {}
-    found = json.loads(parts["json"].decode("utf-8", "replace"))
-    if not isinstance(found, dict):
-        raise ValueError(f"its JSON is a {type(found).__name__}, not an object")
-    return found
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _texts(value: Any) -> list[str]:
+    return [captions.clean(item)[0] for item in value] if isinstance(value, list) else []
 
 
 def _number(value: Any) -> int:

@@ -5,9 +5,10 @@ A sample is all members whose names agree up to the first dot of the base name: 
 """
 
 import dataclasses
+import json
 import posixpath
 import tarfile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 PICTURE_PARTS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif", "jpe", "img", "image")
 TAR_ENDINGS = (".tar",)
@@ -154,3 +155,14 @@ def _problem(member: tarfile.TarInfo, name: str) -> tuple[str, str] | None:
     if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":":
         return "unsafe_path", "absolute, or leads out of its folder"
     return None
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """A JSON object; `ValueError` says what it is instead."""
+    try:
+        found = json.loads(data.decode("utf-8", "surrogateescape"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"a JSON {type(found).__name__}, not an object")
+    return found

@@ -58,10 +58,14 @@ def test_records_of_tars(tmp_path):
 
 def test_a_tar_that_changes_gives_bad_records(tmp_path):
     path = tmp_path / "a.tar"
-    write_tar(path, sample("0", 0) + sample("1", 1) + [("2.jpg", encoded()), ("2.json", b"[1, 2]")])
+    deep = [("3.jpg", encoded()), ("3.json", b"[" * 100_000)]
+    write_tar(path, [("2.jpg", encoded()), ("2.json", b"[1, 2]")] + sample("1", 1, captions=["a", "b "]) + deep)
     records = Records(str(path), "train")
-    with pytest.raises(BadRecord, match="sample 2: its JSON is a list"):
-        records.read([0, 1, 2])
+    assert records[1]["captions"] == ["a", "b"] and "captions" in records.text_features
+    with pytest.raises(BadRecord, match="sample 2: a JSON list, not an object"):
+        records.read([1, 0])
+    with pytest.raises(BadRecord, match="sample 3: nested too deeply"):
+        records.read([2])
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(BadRecord, match="sample 1: .* cut short"):
         records[1]

@@ -12,8 +12,7 @@ from clips_jax.data.file_patterns import list_files
 from clips_jax.data.prepare import storage
 from clips_jax.data.prepare.pictures import PictureOptions, Refused
 from clips_jax.data.prepare.rows import Row, Task
-from clips_jax.data.prepare.tar_source import parse_object
-from clips_jax.data.tars import Rejected
+from clips_jax.data.tars import Rejected, parse_object
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 PICTURE_COLUMNS = ("image", "image_path", "path", "filepath", "file_path", "file_name", "filename", "file")

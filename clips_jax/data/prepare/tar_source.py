@@ -193,18 +193,7 @@ def _fields(file: Any, sample: Sample) -> dict[str, Any]:
     """The sample's JSON and its .txt as one dict; `ValueError` if the JSON is no object."""
     fields: dict[str, Any] = {}
     if "json" in sample.parts:
-        fields = parse_object(read_part(file, sample, "json"))
+        fields = tars.parse_object(read_part(file, sample, "json"))
     if "txt" in sample.parts:
         fields["txt"] = read_part(file, sample, "txt")
     return fields
-
-
-def parse_object(data: bytes) -> dict[str, Any]:
-    """A JSON object; `ValueError` says what it is instead."""
-    try:
-        found = json.loads(data.decode("utf-8", "surrogateescape"))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"a JSON {type(found).__name__}, not an object")
-    return found
