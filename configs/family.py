@@ -21,6 +21,7 @@ from clips_jax.config import ConfigError
 from clips_jax.config.parse import parse_arguments
 from configs import clips_b16, clips_l14, common, demo, recipe
 
+MEMBERS = ("clip", "siglip", "clipa", "recap_mix", "veclip", "laclip", "coca", "clips", "openvision2")
 FULL_SIZES = {"b16": ("B", 16, clips_b16.STAGES), "l14": ("L", 14, clips_l14.STAGES)}
 
 

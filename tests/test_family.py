@@ -13,7 +13,7 @@ from clips_jax.models.clips import Clips
 from clips_jax.optimizer import path_name
 from clips_jax.program import make_step_program
 from clips_jax.train_step import init_params
-from configs import clipa, clips, laclip, openvision2
+from configs import clipa, clips, family, laclip, openvision2
 from tests import small
 
 CLIP_PARTS = {"image", "text", "logit_scale"}
@@ -28,6 +28,10 @@ PARTS = {  # and the losses that its step reports
     "clips": (CLIP_PARTS | {"captioner"}, {"contrastive", "contrastive/alt", "contrastive/recap", "caption"}),
     "openvision2": ({"image", "captioner"}, {"caption"}),
 }
+
+
+def test_every_member_is_tested():
+    assert set(PARTS) == set(family.MEMBERS)
 
 
 def member(name: str, arguments: str = ""):

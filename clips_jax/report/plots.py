@@ -126,8 +126,8 @@ def histogram(values: Sequence[float], x_label: str, limits: Mapping[str, float]
         counts[min(bars - 1, int((value - low) / width))] += 1
     end = low + bars * width
     shown = {name: limit for name, limit in (limits or {}).items() if low <= limit <= end}
-    to_x, to_y = _scale(low, end, LEFT, WIDTH - RIGHT), _scale(0, _ticks(0, max(counts))[-1], HEIGHT - BOTTOM, TOP)
-    parts = [_axes(_ticks(low, end), _ticks(0, max(counts)), to_x, to_y, x_label, "records")]
+    to_x, to_y = scale(low, end, LEFT, WIDTH - RIGHT), scale(0, ticks(0, max(counts))[-1], HEIGHT - BOTTOM, TOP)
+    parts = [_axes(ticks(low, end), ticks(0, max(counts)), to_x, to_y, x_label, "records")]
     for bar, count in enumerate(counts):
         left, right = to_x(low + bar * width), to_x(low + (bar + 1) * width)
         top = to_y(count)
