@@ -22,8 +22,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+from clips_jax.data.prepare import storage
+
 PACKAGES = ("openclipart-png", "openclipart-svg")
 SAMPLES_PER_TAR = 1000
+TABLE = "recaptions.parquet"
 _NAMESPACES = {
     "dc": "http://purl.org/dc/elements/1.1/",
     "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
@@ -121,7 +124,8 @@ def write(folder: str, output: str) -> tuple[int, int]:
         count += 1
     if tar:
         tar.close()
-    pyarrow.parquet.write_table(pyarrow.table(rows), os.path.join(output, "recaptions.parquet"))
+    with storage.whole_file(os.path.join(output, TABLE)) as path:  # last: it says that the tars are whole
+        pyarrow.parquet.write_table(pyarrow.table(rows), path)
     return count, len(rows["key"])
 
 

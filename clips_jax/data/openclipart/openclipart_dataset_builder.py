@@ -18,7 +18,7 @@ class Builder(TripleBuilder):
     def sources(self, download_dir: str) -> dict[str, Source]:
         """One split."""
         folder = os.path.join(download_dir, "openclipart")
-        table = os.path.join(folder, "recaptions.parquet")
-        if not os.path.exists(table) and openclipart.main(["--output", folder]):  # the table is written last
+        table = os.path.join(folder, openclipart.TABLE)
+        if not os.path.exists(table) and openclipart.main(["--output", folder]):
             raise RuntimeError("Open Clip Art could not be fetched; the message above says why.")
         return {"train": Tars(os.path.join(folder, "*.tar"), Recaptions(table, columns=self.TEXTS.names()))}
