@@ -45,8 +45,7 @@ def guard_run(config: Config, workdir: str, join: bool) -> Iterator[Guards]:
       LostProcess: for an error in a collective that another process must have caused.
     """
     preemption = Preemption()
-    process = int(os.environ.get("JAX_PROCESS_ID", 0))
-    watchdog = Watchdog(config.limits, workdir, process)
+    watchdog = Watchdog(config.limits, workdir, int(os.environ.get("JAX_PROCESS_ID", 0)))
     guards = Guards(preemption, watchdog)
     with contextlib.ExitStack() as stack:
         stack.callback(watchdog.close)
@@ -57,6 +56,7 @@ def guard_run(config: Config, workdir: str, join: bool) -> Iterator[Guards]:
                 join_processes(config.limits)
             preemption.joined()
         watchdog.beat("compile")
+        watchdog.process = jax.process_index()
         if jax.process_count() > 1:
             guards.peers = Peers(
                 config.limits.silence,

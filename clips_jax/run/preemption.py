@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from types import FrameType
 
 import jax
@@ -30,7 +29,7 @@ class Preemption:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set from outside Python
 
     def joined(self) -> None:
         """To be called after `jax.distributed.initialize`, which has taken SIGTERM over: hands on an earlier notice."""
@@ -56,6 +55,6 @@ class Preemption:
         first, self._notice = self._notice is None, number
         if first:
             name = signal.Signals(number).name
-            os.write(sys.stderr.fileno(), f"\n{name}: saving, then stopping; Ctrl-C twice stops at once\n".encode())
+            os.write(2, f"\n{name}: saving, then stopping; Ctrl-C twice stops at once\n".encode())
         if number == signal.SIGINT and jax.distributed.is_initialized():
             os.kill(os.getpid(), signal.SIGTERM)  # the coordination service listens to this one

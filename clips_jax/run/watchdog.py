@@ -26,7 +26,8 @@ class Watchdog:
     """
 
     def __init__(self, limits: LimitsConfig, workdir: str, process: int, describe: Callable[[], str] = lambda: ""):
-        """`describe` tells what else is known when time is up, such as which process is behind."""
+        """`describe` tells what else is known when time is up, such as which process is behind; it and `process`, the
+        number of this one, may be set later."""
         self._limits = {
             "join": limits.join,
             "compile": limits.compile,
@@ -34,7 +35,7 @@ class Watchdog:
             "save": limits.save,
             "evaluation": limits.evaluation,
         }
-        self._workdir, self._process, self.describe = workdir, process, describe
+        self.process, self.describe, self._workdir = process, describe, workdir
         self._beat: tuple[float, str, str] = (time.monotonic(), "join", "")
         self._closed = threading.Event()
         self._tick = min(1.0, min(self._limits.values()) / 4)
@@ -72,14 +73,14 @@ class Watchdog:
     def stop(self, reason: str, exit_code: int = RESTART, stacks: bool = True) -> NoReturn:
         """Ends the process at once, from any thread, after writing `stacks-process-N.txt` into the workdir."""
         where = self._write_stacks() if stacks else ""
-        text = f"process {self._process} gives up: {reason}{where}"
+        text = f"process {self.process} gives up: {reason}{where}"
         logging.error("%s", text)
         os.write(2, f"{text}\n".encode())
         logging.flush()
         os._exit(exit_code)  # a blocked main thread would never come back from sys.exit
 
     def _write_stacks(self) -> str:
-        path = epath.Path(self._workdir) / f"stacks-process-{self._process}.txt"
+        path = epath.Path(self._workdir) / f"stacks-process-{self.process}.txt"
         with tempfile.TemporaryFile("w+") as file:  # faulthandler needs a descriptor, the workdir may be gs://
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
