@@ -250,7 +250,7 @@ def test_classes_of_one_name_are_no_tie():
 
 def test_intervals_have_the_width_of_the_binomial():
     generator = np.random.default_rng(3)
-    hits = (generator.random((400, 1)) < 0.3).astype(np.float64)
+    hits = np.sort(generator.random((400, 1)) < 0.3, axis=0).astype(np.float64)  # in order: every part must be drawn
     low, high = intervals(hits, np.ones((400, 1)))
     share = hits.mean()
     width = 2 * 1.96 * math.sqrt(share * (1 - share) / 400)
