@@ -10,7 +10,7 @@ from clips_jax.sweep import __main__ as command
 from clips_jax.sweep import execute
 from clips_jax.sweep.definition import load_sweep
 
-SWEEPS = {"inverse_effect": 63, "ladder": 18, "conditioning": 9, "caption_weight": 21}
+SWEEPS = {"members": 30, "inverse_effect": 63, "ladder": 18, "conditioning": 9, "caption_weight": 21}
 
 # Stands for `clips_jax.main`: leaves behind what a run does, or fails, as its seed says.
 STUB = """
@@ -37,7 +37,7 @@ def test_sweeps_are_valid(name):
     path = f"configs/sweeps/{name}.py"
     assert len(load_sweep(path, False, {})) == SWEEPS[name]
     smoke = load_sweep(path, True, {"seed": "7"})
-    assert 1 < len(smoke) < 10
+    assert 1 < len(smoke) <= 10
     assert all(config.total_steps == 20 and config.seed == 7 for _, config in smoke)
 
 
@@ -91,3 +91,18 @@ def test_runs_skips_and_reports(tmp_path, monkeypatch, capsys):
     assert len(jobs) == 3 and jobs[0].startswith("launch/slurm.sh --name seed1 --config=configs/clip.py")
     command.main([*arguments, "--dry_run"])
     assert "4 runs, 1 finished" in capsys.readouterr().out
+
+
+def test_equal_flops(monkeypatch):
+    """Images times FLOPs per image is the same for every step, to within one batch; the dearest keeps its images."""
+    cost = {"none": 1e6, "learnable": 3e6, "teacher_forced": 4e6}
+    kinds = []
+
+    def fake(config):
+        kinds.append(config["model"]["captioner"]["kind"] if config["model"]["captioner"] else "none")
+        return cost[kinds[-1]]
+
+    monkeypatch.setattr("clips_jax.report.runs.flops_per_image", fake)
+    runs = load_sweep("configs/sweeps/ladder_equal_flops.py", True, {})
+    assert [config.total_steps for _, config in runs] == [80, 80, 80, 80, round(20 * 4 / 3), 20]
+    assert kinds.count("none") == 4  # once per step, not per run
