@@ -174,26 +174,10 @@ def _from_workdir(workdir: str, step: int | None, data_dir: str, run_time: "_Run
     return _pretrained(workdir, made, config, program.tokenizer, preprocessing, program.mesh, params, run_time)
 
 
-def _from_folder(path: str, positions: Positions, run_time: "_RunTime") -> Pretrained:
-    folder = path if os.path.isdir(path) else os.path.dirname(path)
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no {path}; a training workdir or a model folder is wanted.")
-    own, file = _read_json(folder, OWN_CONFIG), _read_json(folder, OPEN_CLIP_CONFIG)
-    if own is not None:
-        config = from_config_dict(own["config"])
-        preprocessing = parse_dataclass(Preprocessing, own["preprocessing"], "preprocessing")
-        if positions:
-            image = dataclasses.replace(
-                config.model.image, positions="learned" if positions == "learned" else "sincos2d"
-            )
-            config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
-        params = _own_params(folder, config)
-    else:
-        state = normalize_keys(read_weights(find_weights(path) if os.path.isdir(path) else path))
-        model, preprocessing = model_from(state, file, positions == "learned")
-        with_bias = "logit_bias" in state
-        params = from_state_dict(state, model, with_bias)
-        config = imported_config(model, with_bias, folder)
+def _from_folder(path: str, positions: Positions, run_time: _RunTime) -> Pretrained:
+    folder = _folder_of(path)
+    own = _read_json(folder, OWN_CONFIG)
+    config, params, preprocessing = read_folder(path, positions)
     tokenizer = open_tokenizer(folder)
     if own is not None:
         check_tokenizer(own["tokenizer"], tokenizer.identity(), folder)
@@ -208,6 +192,30 @@ def _from_folder(path: str, positions: Positions, run_time: "_RunTime") -> Pretr
     params = _on_devices(params, config, tokenizer, mesh)
     made = Made(trained, *(int((own or {}).get(key, 0)) for key in ("step", "samples_seen")))
     return _pretrained(path, made, config, tokenizer, preprocessing, mesh, params, run_time)
+
+
+def read_folder(path: str, positions: Positions) -> tuple[Config, Any, Preprocessing]:
+    """The config, the parameters (on the host) and the preprocessing of a model folder; see `load` for the errors."""
+    folder = _folder_of(path)
+    own, file = _read_json(folder, OWN_CONFIG), _read_json(folder, OPEN_CLIP_CONFIG)
+    if own is None:
+        state = normalize_keys(read_weights(find_weights(path) if os.path.isdir(path) else path))
+        model, preprocessing = model_from(state, file, positions == "learned")
+        with_bias = "logit_bias" in state
+        return imported_config(model, with_bias, folder), from_state_dict(state, model, with_bias), preprocessing
+    config = from_config_dict(own["config"])
+    preprocessing = parse_dataclass(Preprocessing, own["preprocessing"], "preprocessing")
+    if positions:
+        held = "learned" if positions == "learned" else "sincos2d"
+        image = dataclasses.replace(config.model.image, positions=held)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
+    return config, _own_params(folder, config), preprocessing
+
+
+def _folder_of(path: str) -> str:
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no {path}; a training workdir or a model folder is wanted.")
+    return path if os.path.isdir(path) else os.path.dirname(path) or "."
 
 
 def _own_params(folder: str, config: Config) -> Any:

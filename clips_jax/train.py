@@ -10,6 +10,7 @@ import jax
 from clips_jax.checkpoint import Checkpoints, check_tokenizer
 from clips_jax.config import Config, to_dict
 from clips_jax.evaluators.run import Results, check_evaluators
+from clips_jax.handover import prepare as prepare_handover
 from clips_jax.loop import Loop, say
 from clips_jax.program import Program, make_program
 from clips_jax.run.guards import Guards, guard_run
@@ -72,7 +73,7 @@ def _train(
         check_config(meta["config"], to_dict(config), checkpoints.path(step), allow_config_change)
         check_tokenizer(meta["tokenizer"], program.tokenizer_identity(), checkpoints.path(step))
         check_data(meta.get("data"), data, checkpoints.path(step), allow_config_change)
-    first_params = _handed_over(program) if step is None and config.init_from else None
+    handover = prepare_handover(program) if step is None and config.init_from else None
     check_evaluators(config)
     loop = Loop(program, checkpoints, workdir, guards, step or 0, meta | {"data": data})
     with contextlib.closing(loop):
@@ -83,7 +84,9 @@ def _train(
             say(f"resuming from {checkpoints.path(step)}")
         else:
             state = program.initial_state()
-            state = TrainState(state.step, first_params or state.params, state.opt_state)
+            if handover:
+                state = TrainState(state.step, handover.onto(state.params), state.opt_state)
+                say("\n  ".join([f"parameters from {config.init_from}, fresh optimizer", *handover.notes]))
         say(f"{program.mesh.size} devices {dict(program.mesh.shape)}, {_count(state.params):,} parameters")
         if jax.process_index() == 0:
             write_record(workdir, config, program.mesh, program.tokenizer_identity(), data, step or 0)
@@ -93,19 +96,6 @@ def _train(
                     return loop.evaluate(loop.run(state, batches))
             except Rewind as rewind:
                 state, batches = loop.rewind(rewind)
-
-
-def _handed_over(program: Program) -> Any:
-    """Parameters of the newest checkpoint of `init_from`; the tokenizer must be the same, its lengths need not."""
-    source = Checkpoints(program.config.init_from)
-    with contextlib.closing(source):
-        step = source.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"init_from: no complete checkpoint in {source.directory}.")
-        saved = {k: v for k, v in source.meta(step)["tokenizer"].items() if not k.startswith("length/")}
-        check_tokenizer(saved, program.tokenizer.identity(), source.path(step))
-        say(f"parameters from {source.path(step)}, fresh optimizer")
-        return source.restore_params(step, program.state_shapes.params)
 
 
 def _count(params: Any) -> int:

@@ -252,7 +252,7 @@ def test_another_tokenizer_is_refused_on_resume_and_on_hand_over(uninterrupted, 
 
 def test_another_model_is_refused_by_parameter_name(uninterrupted, tiny, tmp_path):
     config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, joint_dim=48))
-    with pytest.raises(CheckpointMismatch, match="image/head/kernel has shape"):
+    with pytest.raises(CheckpointMismatch, match="image/head/kernel: .* wanted"):
         train(dataclasses.replace(config, init_from=str(uninterrupted[0])), str(tmp_path))
 
 

@@ -21,7 +21,14 @@ from clips_jax.config.model import (
     TransformerConfig,
 )
 from clips_jax.config.objective import Mask, ObjectiveConfig, ViewConfig
-from clips_jax.config.training import CheckpointConfig, LimitsConfig, MeshConfig, NonFiniteConfig, OptimizerConfig
+from clips_jax.config.training import (
+    CheckpointConfig,
+    InitConfig,
+    LimitsConfig,
+    MeshConfig,
+    NonFiniteConfig,
+    OptimizerConfig,
+)
 
 __all__ = [
     "CaptionLossConfig",
@@ -33,6 +40,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "ImageTowerConfig",
+    "InitConfig",
     "LimitsConfig",
     "Mask",
     "MeshConfig",
@@ -64,7 +72,8 @@ class Config:
       log_every_steps: interval of the progress line and of the logged metrics.
       check_replicas_every_steps: interval at which arrays that several devices hold alike are compared, bit by bit
         (0 = never).
-      init_from: workdir whose newest checkpoint gives the initial parameters (the stages of a recipe); "" = none.
+      init_from: where the initial parameters come from (the stages of a recipe): a workdir, whose newest checkpoint is
+        taken, or a model folder; "" = none. `init` says what may differ.
     """
 
     data: DataConfig
@@ -83,6 +92,7 @@ class Config:
     log_every_steps: int = 50
     check_replicas_every_steps: int = 1000
     init_from: str = ""
+    init: InitConfig = InitConfig()
     seed: int = 0
 
     @property

@@ -59,6 +59,29 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """How the parameters of `init_from` are fitted to this config's model; without it everything must fit exactly.
+
+    Sin-cos image positions are no parameter: they follow the resolution by themselves.
+
+    Attributes:
+      text_positions: for another `model.text.length`: "keep" the first rows (a longer table's further ones start
+        fresh), or "stretch" as Long-CLIP does (the first 20 kept, the rest interpolated). CLS stays last in both.
+      image_positions: learned ones for another grid: "interpolate" (bicubic); also starts them from a sin-cos table.
+      patches: for another patch size: "resize" the kernel by pseudo-inverse (FlexiViT).
+      allow_missing: regular expressions on whole parameter paths; what they match may start fresh, for instance
+        "captioner/.*" from an imported model.
+      allow_unused: the same for parameters of `init_from` that this model has no place for.
+    """
+
+    text_positions: Literal["strict", "keep", "stretch"] = "strict"
+    image_positions: Literal["strict", "interpolate"] = "strict"
+    patches: Literal["strict", "resize"] = "strict"
+    allow_missing: tuple[str, ...] = ()
+    allow_unused: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """When checkpoints are saved, and which are kept.
 

@@ -40,6 +40,7 @@ FREE_KEYS = (
     "nonfinite.",
     "check_replicas_every_steps",
     "init_from",
+    "init.",
 )
 
 
