@@ -1,9 +1,9 @@
 """Our tokenizers as a folder that Hugging Face transformers reads, so that open_clip makes the same token ids.
 
 open_clip's "clips" mode takes pieces from the Hugging Face tokenizer and puts BOS, EOS, padding and CLS around them by
-the names in `tokenizer_config.json`. Before that it cleans the text (ftfy, HTML entities, white space). WordPiece models
-clean it so too; our SentencePiece models were trained without, so there the ids agree where cleaning changes nothing,
-and where no letter carries a combining mark that normalisation keeps apart (`tokenizers` drops some of these marks).
+the names in `tokenizer_config.json`. Before that it cleans the text (ftfy, HTML entities, white space). WordPiece
+models clean it so too; our SentencePiece models were trained without, so there the ids agree where cleaning changes
+nothing, and where no letter carries a combining mark that normalisation keeps apart (`tokenizers` drops some of them).
 """
 
 import json

@@ -24,8 +24,9 @@ TORCH = "open_clip_pytorch_model.bin"
 FORK_CONFIG = "open_clip_config.clips_fork.json"
 
 _FREE_STACK = {"width", "depth", "heads", "mlp_dim", "gelu", "remat"}
-_FREE_IMAGE = {"transformer", "image_size", "patch_size", "class_token", "pool", "positions"}
-_FREE_TEXT = {"transformer", "vocab_size", "length", "mask_padding"}
+# The last of each acts in training only.
+_FREE_IMAGE = {"transformer", "image_size", "patch_size", "class_token", "pool", "positions", "keep_tokens"}
+_FREE_TEXT = {"transformer", "vocab_size", "length", "mask_padding", "packing"}
 
 
 def obstacles(model: Pretrained) -> list[str]:
