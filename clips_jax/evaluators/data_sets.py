@@ -30,6 +30,8 @@ class RecordsConfig:
       image: for table: the column that names the picture.
       image_file: for table: how that column's value becomes a file name, "{}" being the value.
       where: for table: only rows whose columns have these values.
+      grouped: for table: rows that name the same picture are one record, whose features are lists; as where a row is a
+        caption. Otherwise a row is a record.
     """
 
     format: Literal["captions_json", "folder", "table", "tfds", "tars"]
@@ -39,6 +41,7 @@ class RecordsConfig:
     image: str = "image"
     image_file: str = "{}"
     where: dict[str, str] = dataclasses.field(default_factory=dict)
+    grouped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,7 @@ class ClassificationTask:
     """Zero-shot classification.
 
     Attributes:
-      label: feature with the class number.
+      label: feature with the class number, or in a table the class's name.
       class_names: "" takes the data's own (folder names, TFDS class names); a built-in list (`--list`); a text file
         with a name per line; a JSON list, or a JSON object from folder name to name.
       templates: prompts with "{}", names of built-in sets of them, or text files with one per line. A class embedding

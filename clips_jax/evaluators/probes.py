@@ -23,14 +23,15 @@ _QUERIES = 256  # neighbours of so many at once
 _SEED = 0
 
 
-def _rows_over_devices() -> NamedSharding:
-    return NamedSharding(Mesh(np.asarray(jax.devices()), ("rows",)), PartitionSpec("rows"))
+def _over_devices(*axes: str) -> NamedSharding:
+    """Rows over all devices, of all processes; () is whole on each."""
+    return NamedSharding(Mesh(np.asarray(jax.devices()), ("rows",)), PartitionSpec(*axes))
 
 
 def _on_devices(array: np.ndarray) -> jax.Array:
     """Rows spread over all devices; padded with zeros until they divide."""
     padding = -len(array) % jax.device_count()
-    return jax.device_put(np.pad(array, ((0, padding),) + ((0, 0),) * (array.ndim - 1)), _rows_over_devices())
+    return jax.device_put(np.pad(array, ((0, padding),) + ((0, 0),) * (array.ndim - 1)), _over_devices("rows"))
 
 
 def fit(
@@ -56,7 +57,7 @@ def fit(
         return flat[: width * classes].reshape(width, classes), flat[width * classes :]
 
     def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = _value_and_gradient(split(flat), *arrays, np.float32(regularisation))
+        value, gradient = _value_and_gradient()(split(flat), *arrays, np.float32(regularisation))
         return float(value), np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradient])
 
     first = (
@@ -66,9 +67,12 @@ def fit(
     return split(scipy.optimize.minimize(value_and_gradient, first, jac=True, method="L-BFGS-B", options=options).x)
 
 
-@jax.jit
-@jax.value_and_grad
-def _value_and_gradient(
+@functools.cache
+def _value_and_gradient() -> Any:
+    return jax.jit(jax.value_and_grad(_loss), out_shardings=_over_devices())
+
+
+def _loss(
     params: Any, features_NxE: jax.Array, labels_N: jax.Array, weight_N: jax.Array, regularisation: jax.Array
 ) -> jax.Array:
     weights_ExK, bias_K = params
@@ -143,7 +147,8 @@ def nearest_neighbours(
     k = min(k, len(features))
     held = _on_devices(features)
     real = _on_devices(np.ones(len(features), bool))
-    votes = jax.jit(functools.partial(_votes, k=k, temperature=temperature, classes=classes))
+    vote = functools.partial(_votes, k=k, temperature=temperature, classes=classes)
+    votes = jax.jit(vote, out_shardings=_over_devices())
     labels_on = _on_devices(labels.astype(np.int32))
     right = np.zeros(len(test[0]), bool)
     for start in range(0, len(test[0]), _QUERIES):

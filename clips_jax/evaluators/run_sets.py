@@ -109,23 +109,37 @@ class SetEvaluation:
         self._check("texts", int(metrics["n_texts"]), self._set.expected.texts)
         return metrics
 
-    def _labels(self, split: Split, feature: str, classes: int) -> np.ndarray:
-        labels = np.asarray(split.column(feature), np.int64)
-        if labels.min() < 0 or labels.max() >= classes:
+    def _labels(self, split: Split, feature: str, names: list[str]) -> np.ndarray:
+        """Class numbers: the feature's own, or the places of its values among `names`."""
+        values = split.column(feature)
+        if not all(_is_number(value) for value in values):
+            place = {name: number for number, name in enumerate(names)}
+            unknown = sorted({str(value) for value in values} - place.keys())
+            if unknown:
+                raise ConfigError(f"{self._name}: {feature!r} is {unknown[0]!r}, which is none of {names[:20]}.")
+            return np.asarray([place[str(value)] for value in values])
+        labels = np.asarray(values).astype(np.int64)
+        if labels.min() < 0 or labels.max() >= len(names):
             raise ConfigError(
-                f"{self._name}: {feature!r} runs from {labels.min()} to {labels.max()}; there are {classes} classes."
+                f"{self._name}: {feature!r} runs from {labels.min()} to {labels.max()}; there are {len(names)} classes."
             )
         return labels
 
-    def _classes(self, feature: str, class_names: str = "") -> list[str]:
-        own = self._split.class_names(feature) if not class_names or class_names.endswith(".json") else []
-        return read_class_names(class_names, self._root, own) if class_names else own
+    def _own_names(self, split: Split, feature: str) -> list[str]:
+        """The data's class names; of a column without any its values, or its numbers."""
+        if split.has_class_names(feature):
+            return split.class_names(feature)
+        values = split.column(feature)
+        if all(_is_number(value) for value in values):
+            return [str(number) for number in range(max(int(value) for value in values) + 1)]
+        return sorted({str(value) for value in values})
 
     def _classification(self, task: ClassificationTask) -> Results:
-        names = self._classes(task.label, task.class_names)
+        own = self._own_names(self._split, task.label)
+        names = read_class_names(task.class_names, self._root, own) if task.class_names else own
         self._check("classes", len(names), self._set.expected.classes)
         templates = read_templates(task.templates, self._root)
-        labels = self._labels(self._split, task.label, len(names))
+        labels = self._labels(self._split, task.label, own if len(own) == len(names) else names)
         found = {"": self._classify(labels, list(range(len(names))), names, templates)}
         if task.languages:
             prompts = read_language_templates(task.language_templates, self._root) if task.language_templates else {}
@@ -155,11 +169,11 @@ class SetEvaluation:
     def _train_and_test(self, config: RecordsConfig, feature: str) -> tuple[Any, Any, int]:
         if str(config) not in self._train:
             self._train[str(config)] = self._open(config)
-        train, names = self._train[str(config)], self._classes(feature)
-        own = train.class_names(feature)
-        if own != names:
-            raise ConfigError(f"{self._name}: training and test pictures have different classes: {own}, {names}.")
-        parts = [(split.embeddings(), self._labels(split, feature, len(names))) for split in (train, self._split)]
+        train = self._train[str(config)]
+        names, tested = self._own_names(train, feature), self._own_names(self._split, feature)
+        if not set(tested) <= set(names) or (self._split.has_class_names(feature) and tested != names):
+            raise ConfigError(f"{self._name}: training and test pictures have other classes: {names}, {tested}.")
+        parts = [(split.embeddings(), self._labels(split, feature, names)) for split in (train, self._split)]
         return parts[0], parts[1], len(names)
 
     def _linear_probe(self, task: ProbeTask) -> Results:
@@ -198,6 +212,10 @@ class SetEvaluation:
         except ConfigError as error:
             self.notes.append(f"{self._name}: {error}")
         return {"": metrics}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) or (isinstance(value, str) and value.isdecimal())
 
 
 def _mean(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

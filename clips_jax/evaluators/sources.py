@@ -139,7 +139,19 @@ def _table_rows(path: str, config: RecordsConfig) -> list[dict[str, Any]]:
             rows.append(flat | {"file": config.image_file.replace("{}", str(flat[config.image]))})
     # Every record has every feature: "" where a row has none.
     names = dict.fromkeys(name for row in rows for name in row)
-    return [{name: row.get(name, "") for name in names if name != "image"} for row in rows]
+    whole = [{name: row.get(name, "") for name in names if name != "image"} for row in rows]
+    return _grouped(whole) if config.grouped else whole
+
+
+def _grouped(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one picture as one, in the order of their first ones; texts become lists."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        record = found.setdefault(row["file"], {name: [] for name in row} | {"file": row["file"]})
+        for name, value in row.items():
+            if name != "file":
+                record[name] += value if isinstance(value, list) else [value]
+    return list(found.values())
 
 
 def _flattened(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -80,6 +80,10 @@ class Split:
             return np.arange(len(self))
         return np.flatnonzero(~np.asarray(self.column(leave_out), bool))
 
+    def has_class_names(self, feature: str) -> bool:
+        """Whether it is a ClassLabel feature."""
+        return feature in self._class_names
+
     def class_names(self, feature: str) -> list[str]:
         """Names of a ClassLabel feature; raises `ConfigError` if it is none."""
         if feature not in self._class_names:

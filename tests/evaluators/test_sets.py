@@ -74,6 +74,14 @@ def write_csv(path) -> None:
         writer.writerows(rows())
 
 
+def write_caption_rows(path) -> None:
+    """A row per caption; the rows of a picture lie apart."""
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(
+            [("id", "text"), *((f"{i:02}", f"thing {i} {n}") for n in "ab" for i in range(COUNT))]
+        )
+
+
 def write_jsonl(path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows()))
 
@@ -84,6 +92,7 @@ FORMATS = {
     "csv": ("table", "x.csv", write_csv, "", "text", 12, 12),
     "jsonl": ("table", "x.jsonl", write_jsonl, "", "text", 12, 12),
     "parquet": ("table", "x.parquet", lambda p: pq.write_table(pa.Table.from_pylist(rows()), p), "", "text", 12, 12),
+    "grouped": ("table", "x.csv", write_caption_rows, "grouped = true", "text", 12, 24),
     "where": ("table", "x.csv", write_csv, 'where = { split = "a" }', "text", 6, 6),
 }  # fmt: skip
 
@@ -186,6 +195,21 @@ def test_classification_by_folders_with_names_templates_and_languages(classes):
     (classes / "names.txt").write_text("one\ntwo\n")
     with pytest.raises(ConfigError, match="there are 2 classes"):
         evaluate(classes, f'{FOLDERS}[classification]\nclass_names = "names.txt"\n')
+
+
+def test_a_column_of_class_names(root):
+    labels = ["round things", "flat things", "odd things"]
+    lines = ["id,kind", *(f"{i:02},{labels[i % 3]}" for i in range(COUNT))]
+    (root / "x.csv").write_text("\n".join(lines))
+    records = 'format = "table"\npath = "x.csv"\nimages = "pictures"\nimage = "id"\nimage_file = "{}.png"\n'
+    text = f'[records]\n{records}[classification]\nlabel = "kind"\n[knn]\nlabel = "kind"\nk = 1\n[knn.train]\n{records}'
+    results, _ = evaluate(root, text)
+    assert results["classification/mine"]["top1"] == results["knn/mine"]["top1"] == 100
+    numbers = ["id,kind", *(f"{i:02},{i % 3}" for i in range(COUNT))]
+    (root / "x.csv").write_text("\n".join(numbers))
+    (root / "names.txt").write_text("\n".join(labels))
+    named = text.replace('label = "kind"\n', 'label = "kind"\nclass_names = "names.txt"\n', 1)
+    assert evaluate(root, named)[0]["classification/mine"]["top1"] == 100
 
 
 def test_captions_in_many_languages(root):
