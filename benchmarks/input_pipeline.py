@@ -161,7 +161,9 @@ def aliasing(size: int) -> dict[str, float]:
     return {name: float(pixels[fine].std()) for name, pixels in results.items()}
 
 
-def run(folder: str, names: Sequence[str], cores: int, repeats: int, seconds: float) -> dict[str, Stack]:
+def run(
+    folder: str, names: Sequence[str], sizes: Sequence[int], cores: int, repeats: int, seconds: float
+) -> dict[str, Stack]:
     """Starts the stacks, lets them take turns, ends them."""
     stacks = {}
     for name in names:
@@ -169,13 +171,14 @@ def run(folder: str, names: Sequence[str], cores: int, repeats: int, seconds: fl
         print(f"  {name}: {stacks[name].missing or stacks[name].uses or 'ready'}", flush=True)
     try:
         for repeat in range(repeats):
-            for size in SIZES:
+            for size in sizes:
                 turn = names[repeat % len(names) :] + names[: repeat % len(names)]
                 for name in turn:
-                    sizes = (84,) if name == "floor" else _LOW_RESOLUTION.get(name, SIZES)
-                    if size in sizes and not stacks[name].missing:
+                    measured_at = (84,) if name == "floor" else _LOW_RESOLUTION.get(name, SIZES)
+                    if size in measured_at and not stacks[name].missing:
                         stacks[name].measure(size, seconds)
-            print(f"  round {repeat + 1} of {repeats} done", flush=True)
+                        rate = stacks[name].missing or f"{stacks[name].rates[size][-1]:,.0f} images/s"
+                        print(f"  round {repeat + 1} of {repeats}, {size} px, {name}: {rate}", flush=True)
     finally:
         for stack in stacks.values():
             stack.close()
@@ -195,7 +198,10 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2, help="cores each stack may use (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; figures are medians (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=2.5, help="counted per turn (default: %(default)s)")
-    parser.add_argument("--stacks", default=",".join(STACKS).replace(", ", "; "), help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", default="84,112,224", help="pixels (default: %(default)s)")
+    parser.add_argument(
+        "--stacks", nargs="*", default=list(STACKS), choices=STACKS, help="default: all", metavar="STACK"
+    )
     options = parser.parse_args()
     cores = min(options.cores, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory(prefix="clips_jax_benchmark_") as folder:
@@ -210,8 +216,8 @@ def main() -> None:
             f"{len(photographs)} JPEGs, mean {width:.0f} x {height:.0f}, {kilobytes:.1f} kB; {cores} cores", flush=True
         )
         write_data(folder, photographs)
-        names = [name.strip().replace(";", ",") for name in options.stacks.split(",")]
-        stacks = run(folder, names, cores, options.repeats, options.seconds)
+        sizes = [int(size) for size in options.sizes.split(",")]
+        stacks = run(folder, options.stacks, sizes, cores, options.repeats, options.seconds)
         report(stacks, photographs[:200], options.json)
 
 

@@ -24,7 +24,7 @@ BATCH = 64
 LENGTHS = {"alt_text": 80, "recaption": 128}
 AREA, RATIO = (0.4, 1.0), (0.75, 1.3333)
 # Batches and seconds that are drawn and not counted: what a pipeline has loaded ahead while it waited.
-_WARM_BATCHES, _WARM_SECONDS = 10, 1.0
+_WARM_BATCHES, _WARM_SECONDS = 7, 0.7
 
 
 class Missing(Exception):

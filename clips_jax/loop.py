@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from clips_jax.batch import Batch
+from clips_jax.ahead import BatchesAhead
 from clips_jax.checkpoint import Checkpoints
 from clips_jax.config import ConfigError, to_dict
 from clips_jax.data.bad_records import BadRecordCounter, Replaced
@@ -29,8 +28,6 @@ from clips_jax.run.replicas import make_replica_check
 from clips_jax.run.stops import Preempted
 from clips_jax.sharding import process_rows, to_devices
 from clips_jax.train_step import TrainState
-
-Batches = Generator[tuple[Batch, Replaced], None, None]
 
 
 class _StopHere(Exception):
@@ -89,33 +86,36 @@ class Loop:
         """Closes what writes into the workdir."""
         self.writer.close()
 
-    def batches(self, step: int) -> Batches:
+    def batches(self, step: int) -> BatchesAhead:
         """The batches after `step`: their positions in the data are the steps', and on by what was left out."""
-        skipped, rows = self.skipped_batches, process_rows(self.program.mesh, self.config.batch_size)
-        return train_batches(self.config, rows, step + skipped, self.config.total_steps + skipped)
+        mesh, size, skipped = self.program.mesh, self.config.batch_size, self.skipped_batches
+        loaded = train_batches(self.config, process_rows(mesh, size), step + skipped, self.config.total_steps + skipped)
+        return BatchesAhead(loaded, lambda batch: to_devices(batch, mesh, size))
 
-    def run(self, state: TrainState, batches: Batches) -> TrainState:
+    def run(self, state: TrainState, batches: BatchesAhead) -> TrainState:
         """All remaining steps; `batches` are theirs.
 
         Raises:
           Preempted: everything is saved. Rewind, NonFiniteError, ReplicaMismatch, DiskFull.
         """
-        config, mesh, total = self.config, self.program.mesh, self.config.total_steps
+        config, total = self.config, self.config.total_steps
         step_function = self.program.step()
         first = int(state.step)
         if self.evaluation_due:
             self.evaluate_during(first, state)
         self.guards.watchdog.beat("compile", f"step {first + 1}")
+        metrics: Any = None
         unread: tuple[int, Any, Replaced] | None = None  # a step's metrics, read once the next step is dispatched
         for step in range(first + 1, total + 1):
-            batch, replaced = next(batches)
-            state, metrics = step_function(state, to_devices(batch, mesh, config.batch_size))
+            batch, replaced = batches.next(metrics)
+            state, metrics = step_function(state, batch)
             if unread:
-                self.read(*unread)
+                self.read(*unread, batches)
             unread = (step, metrics, replaced)
             if step == first + 1:
                 jax.block_until_ready(metrics)  # compiled: the speed counts from here
                 self.speed.resume(step)
+                batches.restart()
             self.guards.watchdog.beat("step", str(step))
             self.checkpoints.check()
             if config.check_replicas_every_steps and step % config.check_replicas_every_steps == 0:
@@ -124,7 +124,7 @@ class Loop:
             saves = step == total or step % config.checkpoint.every_steps == 0 or stops
             saves |= bool(config.checkpoint.keep_best) and self.evaluates(step)
             if saves or self.evaluates(step):
-                self.read(*unread)
+                self.read(*unread, batches)
                 unread = None
                 self.evaluation_due = self.evaluates(step)
                 if self.evaluation_due and not stops:
@@ -134,6 +134,7 @@ class Loop:
                 if stops:
                     self.stop(step)
                 self.speed.resume(step)
+                batches.restart()
         return state
 
     def evaluates(self, step: int) -> bool:
@@ -159,7 +160,7 @@ class Loop:
         if self.guards.preemption.reached():
             raise _StopHere
 
-    def read(self, step: int, device_metrics: Any, replaced: Replaced) -> None:
+    def read(self, step: int, device_metrics: Any, replaced: Replaced, batches: BatchesAhead) -> None:
         """Metrics of one step: checked always, logged at the interval, at evaluations, at the end and if not finite.
 
         Raises:
@@ -186,13 +187,14 @@ class Loop:
             metrics |= {f"data/{name}": count for name, count in self.count_bad_records(step).items()}
             metrics["nonfinite_steps"] = self.nonfinite.counters["nonfinite_steps"]
             metrics["time/images_per_second"] = self.speed.measure(step)
+            metrics["time/data_wait"] = batches.wait_share()
             metrics["time/save_stall_seconds"], self.saves.unlogged = self.saves.unlogged, 0.0
             if self.checkpoints.failed_saves:
                 metrics["failed_saves"] = self.checkpoints.failed_saves
             self.writer.write(step, metrics)
             say(progress_line(step, total, metrics, self.speed.seconds_per_step * (total - step)))
 
-    def rewind(self, rewind: Rewind) -> tuple[TrainState, Batches]:
+    def rewind(self, rewind: Rewind) -> tuple[TrainState, BatchesAhead]:
         """Back to the newest scheduled checkpoint that is proven good, and on with the data after the bad steps.
 
         Only scheduled ones: a run that was preempted has others, and must not end differently. Nothing has to be

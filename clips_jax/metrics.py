@@ -181,14 +181,19 @@ class Speed:
 
 
 def progress_line(step: int, total: int, metrics: dict[str, float], seconds_left: float) -> str:
-    """One line for people: step, loss and its parts, learning rate, images per second, time left."""
+    """One line for people: step, loss and its parts, learning rate, images per second, time left.
+
+    If the devices wait for data a twentieth of the time or more, it says so.
+    """
     parts = "  ".join(
         f"{key.removeprefix('loss/').removeprefix('contrastive/')} {value:.3f}"
         for key, value in metrics.items()
         if key.startswith("loss/") and key != "loss/contrastive"
     )
+    waits = metrics.get("time/data_wait", 0.0)
+    waiting = f", {waits:.0%} of the time waiting for data" if waits >= 0.05 else ""
     left = "?" if math.isnan(seconds_left) else duration(seconds_left)
     return (
         f"step {step:>{len(str(total))}}/{total} {100 * step // total:3d}%  loss {metrics['loss']:.3f}  ({parts})  "
-        f"lr {metrics['learning_rate']:.2e}  {metrics['time/images_per_second']:,.0f} images/s  {left} left"
+        f"lr {metrics['learning_rate']:.2e}  {metrics['time/images_per_second']:,.0f} images/s{waiting}  {left} left"
     )

@@ -190,9 +190,20 @@ def _figures(config: Config, rows: list[dict[str, Any]]) -> list[Figure]:
             "images / s",
             False,
         ),
+        (
+            "Waiting for data",
+            "Share of the time in which the devices had finished a step and the next batch was not there yet.",
+            [_percent(column(rows, "time/data_wait", "waiting"))],
+            "waiting for data (%)",
+            False,
+        ),
     ]
     charts = [(heading, text, line_chart(lines, label, log=log)) for heading, text, lines, label, log in planned]
     return [Figure(heading, text, chart) for heading, text, chart in charts if chart is not None]
+
+
+def _percent(series: Series) -> Series:
+    return Series(series.name, series.xs, [100 * y for y in series.ys])
 
 
 def _loss_parts(rows: list[dict[str, Any]]) -> list[str]:
