@@ -34,6 +34,10 @@ class Encoder(Protocol):
         """float32 (len(texts), E), rows of length 1."""
         ...
 
+    def token_ids(self, texts: Sequence[str]) -> np.ndarray:
+        """What the text tower reads: int32 (len(texts), L), CLS last, padding before it."""
+        ...
+
     def caption_loss(
         self, load: Load, count: int, alt_texts: Sequence[str], targets: Sequence[str]
     ) -> tuple[np.ndarray, np.ndarray]:

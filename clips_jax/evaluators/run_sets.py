@@ -107,7 +107,16 @@ class SetEvaluation:
         config = RetrievalConfig(split=self._set.records.split, text=text, sentence=sentence)
         metrics = retrieval.evaluate(config, self._split, self._encoder, intervals=True)
         self._check("texts", int(metrics["n_texts"]), self._set.expected.texts)
-        return metrics
+        texts = retrieval.find_queries(config, self._split).texts
+        # The last place before CLS is padding, as in an empty text, unless the text reaches it.
+        tokens, empty = self._encoder.token_ids(texts), self._encoder.token_ids([""])
+        full = int((tokens[:, -2] != empty[0, -2]).sum())
+        if full:
+            self.notes.append(
+                f"{self._name}: {full:,} of {len(texts):,} different texts in {text!r} fill the text tower's "
+                f"{tokens.shape[1]} tokens; what is beyond is not read"
+            )
+        return metrics | {"texts_filling_the_window": full}
 
     def _labels(self, split: Split, feature: str, names: list[str]) -> np.ndarray:
         """Class numbers: the feature's own, or the places of its values among `names`."""
@@ -225,6 +234,6 @@ def _mean(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     for key in first:
         values = [metrics[key] for metrics in results.values()]
         if not key.endswith(("/low", "/high")):
-            counts = key.startswith(("n_", "bad_", "images_"))
+            counts = key.startswith(("n_", "bad_", "images_", "texts_"))
             found[key] = sum(values) if counts else float(np.mean(values))
     return found

@@ -114,6 +114,14 @@ class FakeEncoder:
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         return np.stack([self._text(text) for text in texts])
 
+    def token_ids(self, texts: Sequence[str]) -> np.ndarray:
+        """A token per word, up to 6, then padding; CLS (1) last."""
+        rows = np.zeros((len(texts), 7), np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            row[: len(text.split()[:6])] = 2
+        rows[:, -1] = 1
+        return rows
+
     def _text(self, text: str) -> np.ndarray:
         number = re.search(r"thing (\d+)", text)
         if number:

@@ -121,8 +121,10 @@ def test_tars_are_a_set(root):
     write_tar(root / "0.tar", members[:15])
     write_tar(root / "1.tar", members[15:])
     text = '[records]\nformat = "tars"\npath = "{0..1}.tar"\n[retrieval]\ntext = "recaption"\n'
-    results, _ = evaluate(root, text)
-    assert results["retrieval/mine"]["text_to_image/R@1"] == 100 and results["retrieval/mine"]["n_images"] == COUNT
+    results, evaluation = evaluate(root, text)
+    metrics = results["retrieval/mine"]
+    assert metrics["text_to_image/R@1"] == 100 and metrics["n_images"] == COUNT
+    assert metrics["texts_filling_the_window"] == COUNT and "fill the text tower's 7 tokens" in evaluation.notes[0]
 
 
 def test_a_mistake_costs_what_it_should_and_bad_pictures_are_named(root):
