@@ -133,12 +133,15 @@ def test_damaged_tars(tmp_path):
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
         headers = {info.name: info.offset for info in tar}
+        data = {info.offset: info.size for info in tar.getmembers()}
     kept = {}
     for end in range(0, len(whole), 256):  # wherever the writer was killed
         path.write_bytes(whole[:end])
         found = index(path)
         keys = [sample.key for sample in found.samples]
         assert keys == ["0", "1", "2"][: len(keys)]
+        inside = any(info < end < info + 512 + size for info, size in data.items() if info + 512 <= end)
+        assert ({reason for _, reason in reasons(found)} == {"truncated_tar"}) == inside
         if end in headers.values() or found.rejected:
             kept[end] = len(keys)
         for part in found.samples:
