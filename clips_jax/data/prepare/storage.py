@@ -58,8 +58,8 @@ def whole_file(path: str) -> Iterator[str]:
 
 def write_text(path: str, text: str) -> None:
     """Writes a whole file."""
-    with whole_file(path) as incomplete, open(incomplete, "w", encoding="utf-8") as file:
-        file.write(text)
+    with whole_file(path) as incomplete, open(incomplete, "w", encoding="utf-8", errors="replace") as file:
+        file.write(text)  # keys of damaged tables may hold what UTF-8 cannot
 
 
 def write_json(path: str, value: Any) -> None:

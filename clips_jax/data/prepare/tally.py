@@ -17,7 +17,7 @@ class Tally:
         entry = self.counts.setdefault(name, {"count": 0, "examples": []})
         entry["count"] += count
         if key and len(entry["examples"]) < EXAMPLES:
-            entry["examples"].append(key)
+            entry["examples"].append(key.encode("utf-8", "replace").decode())  # printable, whatever the key was
 
     def merge(self, counts: dict[str, dict[str, Any]]) -> None:
         """Adds another tally's counts; its examples come after those that are here."""

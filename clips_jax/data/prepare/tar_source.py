@@ -122,7 +122,7 @@ def join_value(join_on: str, key: str, fields: dict[str, Any], picture: bytes | 
 
 def normal_join_value(value: Any) -> str:
     """Join values as they are compared: text, without white space around it, hashes in lower case."""
-    text = str(value).strip()
+    text = str(value).strip().encode("utf-8", "replace").decode()  # no halves of surrogate pairs: they cannot travel
     hexadecimal = len(text) in (32, 40, 64) and not set(text.lower()) - set("0123456789abcdef")
     return text.lower() if hexadecimal else text
 

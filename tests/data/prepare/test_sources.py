@@ -237,4 +237,5 @@ def test_join_values():
     assert tar_source.join_value("uid", "k", {"uid": " Ab "}, None) == "Ab"
     assert tar_source.join_value("key", "k", {"key": "other"}, None) == "k"
     assert tar_source.join_value("uid", "k", {}, b"x") == ""
+    assert tar_source.join_value("uid", "k", {"uid": "a\udce9"}, None).encode() == b"a?"
     assert len(base64.b16decode(tar_source.join_value("sha256", "k", {"sha256": None}, b"x").upper())) == 32

@@ -71,6 +71,8 @@ def test_files(there):
         open(incomplete, "w").close()
         raise ZeroDivisionError
     assert storage.read_json(path) == {"b": "ä"} and os.listdir(there / "bucket/a") == ["b.json"]
+    storage.write_json(path, {"key": "caf\udce9"})
+    assert storage.read_json(path) == {"key": "caf?"}
     storage.remove(path)
     storage.remove(path)
     assert not storage.exists(path)
