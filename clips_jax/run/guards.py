@@ -42,7 +42,7 @@ def guard_run(config: Config, workdir: str, join: bool) -> Iterator[Guards]:
     """Listens to signals, joins the other processes if asked to, and watches until the end.
 
     Raises:
-      LostProcess: for an error in a collective that another process must have caused.
+      LostProcess: for an error that another process must have caused.
     """
     preemption = Preemption()
     watchdog = Watchdog(config.limits, workdir, int(os.environ.get("JAX_PROCESS_ID", 0)))
@@ -73,16 +73,16 @@ def guard_run(config: Config, workdir: str, join: bool) -> Iterator[Guards]:
         except Preempted:
             guards.peers.close()
             raise
-        except jax.errors.JaxRuntimeError as error:
-            if any(own in str(error) for own in _OWN_ERRORS):
-                guards.peers.tell(_first_line(error), FAILED)
-                raise
-            watchdog.beat("save", "looking for the lost process")
-            raise LostProcess(f"{_first_line(error)} {guards.peers.describe()}") from error
         except RunStopped as error:
             guards.peers.tell(_first_line(error), error.exit_code)
             raise
-        except BaseException as error:
+        except Exception as error:
+            watchdog.beat("save", "looking for a lost process")
+            doing, silent = guards.peers.listen()
+            # An error of a collective, or of a save that waits for all, comes from a process that is gone.
+            collective = isinstance(error, jax.errors.JaxRuntimeError) and not any(e in str(error) for e in _OWN_ERRORS)
+            if silent or collective:
+                raise LostProcess(f"{_first_line(error)} {doing}") from error
             guards.peers.tell(f"{type(error).__name__}: {_first_line(error)}", FAILED)
             raise
 

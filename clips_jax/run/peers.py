@@ -11,6 +11,7 @@ from clips_jax.run.stops import FAILED, RESTART
 
 # Keys in the coordination service.
 _PROGRESS, _ENDED = "clips_jax/progress/", "clips_jax/ended"
+_SILENT = " (silent)"
 
 
 class Peers:
@@ -34,24 +35,28 @@ class Peers:
             threading.Thread(target=target, name=f"peers{target.__name__}", daemon=True).start()
 
     def describe(self) -> str:
-        """What the others are doing and which of them are silent; listens for two intervals to find out."""
+        """What the processes are doing, and which of them are silent; listens for two intervals to find out."""
+        return self.listen()[0]
+
+    def listen(self) -> tuple[str, bool]:
+        """The same, and whether any is silent."""
         found: list[str] = []
 
-        def listen() -> None:
+        def compare() -> None:
             before = self._heard()
             time.sleep(2 * self._interval)
             after = self._heard()
             for process in range(self._count):
                 said = after.get(process, "0 nothing yet")
                 silent = process != self._me and said == before.get(process) and said != "ended"
-                found.append(f"process {process}: {said.partition(' ')[2] or said}{' (silent)' if silent else ''}")
+                found.append(f"process {process}: {said.partition(' ')[2] or said}{_SILENT if silent else ''}")
 
-        listener = threading.Thread(target=listen, daemon=True)
+        listener = threading.Thread(target=compare, daemon=True)
         listener.start()
         listener.join(4 * self._interval)
         if not found:
-            return "Process 0, which runs the coordination service, does not answer."
-        return f"What they were doing: {', '.join(found)}."
+            return "Process 0, which runs the coordination service, does not answer.", True
+        return f"What they were doing: {', '.join(found)}.", any(text.endswith(_SILENT) for text in found)
 
     def tell(self, reason: str, exit_code: int = FAILED) -> None:
         """Ends the run for all: the others stop within a few seconds."""
