@@ -15,6 +15,7 @@ import argparse
 import collections
 import dataclasses
 import itertools
+import json
 import os
 import pathlib
 import random
@@ -152,6 +153,12 @@ def _row(count: str, kind: str, members: list[Outcome]) -> str:
     )
 
 
+def read_outcomes(folder: pathlib.Path) -> list[Outcome]:
+    """All that were ever recorded in this folder."""
+    rows = [json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()]
+    return [Outcome(Fault(**row.pop("fault")), **row) for row in rows]
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -164,7 +171,9 @@ def main() -> None:
         "--elastic", action="store_true", help="one run whose starts have these sizes in turn, on other meshes"
     )
     parser.add_argument("--kinds", nargs="+", choices=list(WEIGHTS), help="faults to draw from (default: all)")
-    parser.add_argument("--folder", type=pathlib.Path, help="receives runs and table.md (default: a temporary one)")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, help="receives the runs; used again, the table has all of its faults"
+    )
     arguments = parser.parse_args()
     from clips_jax.data import emoji
 
@@ -179,12 +188,12 @@ def main() -> None:
         points = arguments.points // len(runs) + (number < arguments.points % len(runs))
         name = "-".join(map(str, counts))
         expected = folder / f"undisturbed-{counts[0]}"
-        with started(expected, data_dir, counts[0]) as processes:
+        with started(expected, data_dir, counts[0]) as processes:  # changes nothing if it is there already
             if processes.wait(600) != [0] * counts[0]:
                 sys.exit(f"the undisturbed run failed: {processes.output()}")
         done = run = 0
         while done < points and not wrong:
-            workdir = folder / f"run-{name}-{run}"
+            workdir = folder / f"run-{name}-seed{arguments.seed}-{run}"
             faults = (draw(dice, arguments.kinds) for _ in range(points - done))
             found = torture(workdir, data_dir, counts, faults)
             outcomes += found
@@ -194,8 +203,9 @@ def main() -> None:
                 compare = largest_difference if arguments.elastic else differences
                 wrong += [f"{workdir}: {what}" for what in compare(workdir, expected)]
             print(f"{workdir.name}: {len(found)} faults, {wrong or 'the end is the undisturbed one'}", flush=True)
-            (folder / "table.md").write_text(table(outcomes) + "\n")
-    print(f"\n{table(outcomes)}\n\nseed {arguments.seed}; runs in {folder}")
+            with (folder / "outcomes.jsonl").open("a") as file:
+                file.writelines(json.dumps(dataclasses.asdict(outcome)) + "\n" for outcome in found)
+    print(f"\n{table(read_outcomes(folder))}\n\nseed {arguments.seed}; runs in {folder}")
     if wrong:
         sys.exit("\n".join(wrong))
 
