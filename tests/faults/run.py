@@ -171,9 +171,7 @@ def main() -> None:
         "--elastic", action="store_true", help="one run whose starts have these sizes in turn, on other meshes"
     )
     parser.add_argument("--kinds", nargs="+", choices=list(WEIGHTS), help="faults to draw from (default: all)")
-    parser.add_argument(
-        "--folder", type=pathlib.Path, help="receives the runs; used again, the table has all of its faults"
-    )
+    parser.add_argument("--folder", type=pathlib.Path, help="receives the runs; used again, its table grows")
     arguments = parser.parse_args()
     from clips_jax.data import emoji
 
