@@ -17,14 +17,20 @@ import tarfile
 import tempfile
 import time
 from io import BytesIO
+from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
+from PIL import Image
 
 from benchmarks.photographs import made_photographs
+from clips_jax.data.images import Picture, sample_crop
+from clips_jax.data.prepare import pictures
 
 _PICTURES = 200  # different ones; keys and hashes differ for all rows
 _SHARDS = 4
+_CROPS = 60  # pictures whose low-resolution copies are compared
 _ONE_SHARD = """
 import sys
 from clips_jax.data.prepare import shard
@@ -89,13 +95,36 @@ def megabytes_of_a_shard(rows: int) -> float:
     return usage.ru_maxrss / 1024
 
 
+def low_resolution(side: int, size: int) -> tuple[float, float]:
+    """Of copies with this shorter side: PSNR in dB of their crops at `size` px against the originals', and kB each."""
+    options = pictures.PictureOptions(shorter_side=side)
+    rng = np.random.default_rng(0)
+    psnr, kilobytes = [], []
+    for original, _, _ in made_photographs(_CROPS):
+        copy, _ = pictures.plain(original, "jpg", options)
+        large, small = Picture(original), Picture(copy)
+        box = np.array(sample_crop(large.width, large.height, rng, (0.4, 1.0), (0.75, 1.3333)), float)
+        shares = box / (large.width, large.height, large.width, large.height)
+        difference = _crop(large, shares, size) - _crop(small, shares, size)
+        psnr.append(10 * np.log10(255**2 / np.mean(difference**2)))
+        kilobytes.append(len(copy) / 1000)
+    return float(np.mean(psnr)), float(np.mean(kilobytes))
+
+
+def _crop(picture: Picture, shares: np.ndarray, size: int) -> np.ndarray:
+    left, top, width, height = shares * (picture.width, picture.height, picture.width, picture.height)
+    box = (left, top, min(left + width, picture.width), min(top + height, picture.height))
+    return np.asarray(picture.decode().resize((size, size), Image.Resampling.BILINEAR, box=box), float)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=4000, help="rows of the speed measurements (default 4000)")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args()
-    result: dict[str, dict[str, float]] = {"rows_per_second": {}, "rows_per_cpu_second": {}, "megabytes": {}}
+    result: dict[str, dict[str, Any]] = {"rows_per_second": {}, "rows_per_cpu_second": {}, "megabytes": {}}
+    result["low_resolution"] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_tars(folder, options.rows, _SHARDS)
         for workers in (1, 2):
@@ -107,6 +136,15 @@ def main() -> None:
     for rows in (options.rows // 16, options.rows):
         result["megabytes"][str(rows)] = round(megabytes_of_a_shard(rows))
         print(f"one shard of {rows} rows: {result['megabytes'][str(rows)]} MB", flush=True)
+    for side, size in ((160, 84), (208, 112)):
+        psnr, kilobytes = low_resolution(side, size)
+        result["low_resolution"][f"{side} for {size} px"] = {
+            "psnr_db": round(psnr, 1),
+            "kilobytes": round(kilobytes, 1),
+        }
+        print(
+            f"copies of shorter side {side}: {kilobytes:.1f} kB, crops at {size} px {psnr:.1f} dB from the originals'"
+        )
     if options.json:
         print(json.dumps(result))
 
