@@ -56,6 +56,7 @@ def prepare(plan: Plan, card: dataset.Card, options: PipelineOptions) -> dict[st
             _join(plan, tasks, options)
             notes = _notes(plan, tasks)
             todo = [task for task in tasks if notes[task.number] is None]
+            print(f"{plan.folder}: {len(todo)} of {len(tasks)} shards to make", file=terminal, flush=True)
             if todo or not storage.exists(_duplicates_path(plan)):
                 dataset.withdraw(plan)
                 storage.remove(_duplicates_path(plan))
