@@ -4,7 +4,7 @@
   python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir runs/ladder --smoke
   python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir /shared/ladder --print slurm | bash
   python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir gs://BUCKET/ladder --print gke \\
-      --job_options "--type tpu-v5-lite-podslice --topology 16x16 --image IMAGE"
+      --job_options="--type tpu-v5-lite-podslice --topology 16x16 --image IMAGE"
   python -m clips_jax.report runs/ladder/*
 
 A sweep is a Python file whose function `runs(smoke)` yields named runs: a config and overrides. All of them are checked
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", metavar="REGEX", help="runs whose name holds this regular expression")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and how far they are, run nothing")
     parser.add_argument("--print", choices=sorted(LAUNCHERS), help="print a job per unfinished run, run nothing")
-    parser.add_argument("--job_options", default="", help="for --print: options of launch/slurm.sh or launch/gke.sh")
+    parser.add_argument("--job_options", default="", help="for --print: options of launch/slurm.sh or gke.sh, quoted")
     arguments, rest = parser.parse_known_args(argv)
     wrong = [argument for argument in rest if not re.fullmatch(r"--config\.[\w.]+=.*", argument)]
     if wrong:
@@ -52,7 +52,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [(run, config) for run, config in runs if re.search(arguments.only, run.name)]
     if not runs:
         sys.exit(f"--only {arguments.only}: no run of {arguments.sweep} has such a name.")
-    states = [state_of(epath.Path(arguments.workdir) / run.name, config) for run, config in runs]
+    try:
+        states = [state_of(epath.Path(arguments.workdir) / run.name, config) for run, config in runs]
+    except Exception as error:  # a bucket that cannot be reached from here; each store has its own errors
+        if not arguments.print:
+            raise
+        print(f"printing every job, finished or not: {arguments.workdir} cannot be read: {error}", file=sys.stderr)
+        states = ["to do"] * len(runs)
     if arguments.print:
         for (run, _), state in zip(runs, states, strict=True):
             if state != "finished":
