@@ -71,6 +71,8 @@ def export(model: Pretrained, kind: str, out: str) -> list[str]:
     try:
         notes = FORMATS[kind](model, temporary)
         write_card(model, kind, temporary)
+        for name in os.listdir(temporary):
+            os.chmod(os.path.join(temporary, name), 0o644)  # safetensors writes private files
         if os.path.isdir(out):
             os.rmdir(out)
         os.replace(temporary, out)

@@ -37,7 +37,6 @@ Leave out `last_hidden_state`'s norm, which is the identity here. The joint embe
 (without the first, the class token), then the LayerNorm and the matrix in `projection.safetensors`.""",
     "clips_jax": """```
 python -m clips_jax.embed --model FOLDER --images DIR --out FILE.npz
-python -m clips_jax.evaluate --model FOLDER
 ```""",
 }
 _LIBRARY = {"open_clip": "open_clip", "timm": "timm", "vit": "transformers", "clips_jax": "clips_jax"}

@@ -6,6 +6,7 @@ models clean it so too; our SentencePiece models were trained without, so there 
 nothing, and where no letter carries a combining mark that normalisation keeps apart (`tokenizers` drops some of them).
 """
 
+import dataclasses
 import json
 import os
 from typing import Any
@@ -67,7 +68,6 @@ def _write_sentencepiece(tokenizer: SentencePieceTokenizer, folder: str) -> None
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{f"{name}_token": piece for name, piece in names.items()},
-            "split_special_tokens": True,  # "</s>" in a text is text, as for SentencePiece
             "clean_up_tokenization_spaces": False,
             "model_max_length": 10**6,
         },
@@ -84,7 +84,15 @@ def fast_tokenizer(tokenizer: SentencePieceTokenizer) -> tuple[Tokenizer, dict[s
     if proto.trainer_spec.model_type != _UNIGRAM:
         raise CannotExport("the SentencePiece model is not a unigram model; only these can be written for open_clip.")
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_proto)
-    pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.vocab_size())]
+    # SentencePiece never finds special pieces in a text, `tokenizers` does: "</s>" must stay text, so they get names
+    # that no text contains.
+    special = {token: name for name, token in dataclasses.asdict(tokenizer.special).items()}
+    special[processor.unk_id()] = "unk"
+    pieces = []
+    for i in range(processor.vocab_size()):
+        hidden = i in special or processor.is_control(i) or processor.is_unused(i)
+        name = f"<|clips:{special.get(i, i)}|>" if hidden else processor.id_to_piece(i)
+        pieces.append((name, processor.get_score(i)))
     byte_fallback = any(processor.is_byte(i) for i in range(len(pieces)))
     fast = Tokenizer(models.Unigram(pieces, unk_id=processor.unk_id(), byte_fallback=byte_fallback))
     spec = proto.normalizer_spec
@@ -96,10 +104,8 @@ def fast_tokenizer(tokenizer: SentencePieceTokenizer) -> tuple[Tokenizer, dict[s
     fast.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme, split=False)
     fast.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme=scheme)
     # Special tokens beyond the model's pieces follow them in the order pad, bos, eos, cls: SentencePieceTokenizer's.
-    names = {"unk": processor.id_to_piece(processor.unk_id())}
-    for name in ("pad", "bos", "eos", "cls"):
-        token = getattr(tokenizer.special, name)
-        names[name] = pieces[token][0] if token < len(pieces) else f"<clips:{name}>"
+    names = {name: f"<|clips:{name}|>" for name in ("unk", "pad", "bos", "eos", "cls")}
+    for name, token in dataclasses.asdict(tokenizer.special).items():
         fast.add_special_tokens([AddedToken(names[name], special=True, normalized=False)])
         if fast.token_to_id(names[name]) != token:
             raise CannotExport(f"special token {name}: id {fast.token_to_id(names[name])} there, {token} here.")

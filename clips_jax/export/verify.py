@@ -26,6 +26,7 @@ TOKENS = 1e-4  # of a token's output
 TEXTS = (
     "",
     "a cat",
+    "</s> and <s> in a text",
     "A photo of TWO red cars, parked; behind them: 3.5 m of snow!",
     "caf\u00e9 cr\u00e8me br\u00fbl\u00e9e",
     "\u7ea2\u8272\u7684\u6c7d\u8f66 \u6771\u4eac\u30bf\u30ef\u30fc",
