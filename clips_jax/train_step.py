@@ -3,6 +3,7 @@
 Legend: B global batch, H/W image height/width, T target positions.
 """
 
+import re
 from typing import Any
 
 import flax.struct
@@ -17,12 +18,14 @@ from clips_jax.config import Config
 from clips_jax.data.tokenizer import SpecialTokens
 from clips_jax.models.clips import Clips, Outputs, every_nth
 from clips_jax.models.token_dropping import draw_kept
-from clips_jax.optimizer import learning_rate_schedule
+from clips_jax.optimizer import learning_rate_schedule, path_name
 from clips_jax.packing import pack, packing_metrics
 
 # Keys of the randomness inside a step, folded into the example's key.
 JITTER_STREAM, VIEW_STREAM = 0, 1  # views are numbered from VIEW_STREAM on
 IMAGE_TOKEN_STREAM = 2**16
+
+MATRICES = re.compile(r"/(kernel|embedding|head)$")
 
 Metrics = dict[str, Any]  # float32 ()
 
@@ -77,9 +80,19 @@ class Step:
             metrics = packing_metrics(texts)
         targets_BxT = self.targets(batch)[0] if captions and config.model.captioner else None
         kept = draw_kept(config.model, fold(keys_B, IMAGE_TOKEN_STREAM))
-        outputs = self.model.apply({"params": params}, images_BxHxWx3, texts, targets_BxT, kept)
+        outputs = self.model.apply({"params": self.cast(params)}, images_BxHxWx3, texts, targets_BxT, kept)
         assert isinstance(outputs, Outputs)
         return outputs, metrics
+
+    def cast(self, params: Any) -> Any:
+        """Matrices in bfloat16, which is what they are multiplied in, if their gradients are to be summed in it."""
+        if (self.config.model.dtype, self.config.optimizer.gradient_dtype) != ("bfloat16", "bfloat16"):
+            return params
+
+        def cast_one(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+            return x.astype(jnp.bfloat16) if MATRICES.search(path_name(path)) else x
+
+        return jax.tree_util.tree_map_with_path(cast_one, params)
 
     def targets(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The captioner's targets and their weights, (B, T) each."""

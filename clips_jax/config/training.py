@@ -15,6 +15,8 @@ class OptimizerConfig:
       clip_norm: global gradient norm is clipped here; 0 turns clipping off (the recipe has none).
       freeze: regular expressions on parameter paths; what they match is not updated.
       mu_dtype: dtype of the first moment.
+      gradient_dtype: in which gradients of matrices are summed over devices where activations are bfloat16; float32
+        costs twice the traffic. With float32 activations it is float32 in any case.
     """
 
     learning_rate: float
@@ -25,6 +27,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_norm: float = 0.0
     mu_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    gradient_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     freeze: tuple[str, ...] = ()
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from clips_jax.config import CaptionerConfig
 from clips_jax.masks import combination_mask
-from clips_jax.models.layers import Cache, Dense, LayerNorm, Transformer
+from clips_jax.models.layers import Cache, Dense, Embed, LayerNorm, Transformer
 
 Prefix = dict[str, tuple[jax.Array, jax.Array]]  # by name, in order: tokens (B, N, any width), real bool (B, N)
 
@@ -46,7 +46,7 @@ class Captioner(nn.Module):
         self.queries = self.param("queries", nn.initializers.normal(0.02), (config.target_length, width))
         if config.kind == "teacher_forced":
             initializer = nn.initializers.normal(0.02)
-            self.tokens = nn.Embed(self.vocab_size, width, dtype=self.dtype, embedding_init=initializer)
+            self.tokens = Embed(self.vocab_size, width, dtype=self.dtype, embedding_init=initializer)
         self.project = {name: Dense(width, use_bias=False, dtype=self.dtype) for name in config.condition_on}
         self.transformer = Transformer(config.transformer, self.dtype)
         self.norm = LayerNorm(dtype=self.dtype)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from clips_jax.config import CaptionerConfig, TransformerConfig
 from clips_jax.models.captioner import Prefix, Written
-from clips_jax.models.layers import Attention, Cache, Dense, DenseGeneral, LayerNorm, Mlp, kernel_init
+from clips_jax.models.layers import Attention, Cache, Dense, DenseGeneral, Embed, LayerNorm, Mlp, kernel_init
 
 
 class CrossAttention(nn.Module):
@@ -117,7 +117,7 @@ class CrossAttentionCaptioner(nn.Module):
         config, width = self.config, self.config.transformer.width
         initializer = nn.initializers.normal(0.02)
         self.positions = self.param("positions", initializer, (config.target_length, width))
-        self.tokens = nn.Embed(self.vocab_size, width, dtype=self.dtype, embedding_init=initializer)
+        self.tokens = Embed(self.vocab_size, width, dtype=self.dtype, embedding_init=initializer)
         self.project = {name: Dense(width, use_bias=False, dtype=self.dtype) for name in config.condition_on}
         self.norm_prefix = LayerNorm(dtype=self.dtype)
         block: Callable = CrossBlock

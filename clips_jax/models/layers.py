@@ -23,28 +23,56 @@ LayerNorm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON)
 UNROLLED_DEPTH = 4
 
 
-def dot_over_all_tokens(
-    x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None, preferred_element_type: Any = None
-) -> jax.Array:
+@jax.custom_vjp
+def matmul(x_NxD: jax.Array, kernel_DxF: jax.Array) -> jax.Array:
+    """Their product in x's dtype. The kernel's gradient is computed, and so summed over devices, in the kernel's."""
+    return jnp.matmul(x_NxD, kernel_DxF.astype(x_NxD.dtype))
+
+
+def _matmul_forward(x_NxD: jax.Array, kernel_DxF: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return matmul(x_NxD, kernel_DxF), (x_NxD, kernel_DxF)
+
+
+def _matmul_backward(inputs: tuple[jax.Array, jax.Array], by_out_NxF: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_NxD, kernel_DxF = inputs
+    by_kernel_DxF = jnp.matmul(x_NxD.T, by_out_NxF, preferred_element_type=kernel_DxF.dtype)
+    return jnp.matmul(by_out_NxF, kernel_DxF.astype(x_NxD.dtype).T), by_kernel_DxF
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def dot_over_all_tokens(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None) -> jax.Array:
     """`lax.dot_general` as one plain matrix product over all tokens of the batch.
 
     The same numbers as over (B, L, …); XLA's CPU backend is slower on the gradients of the latter.
     """
+    assert precision is None
     (contracted, kernel_contracted), _ = dimension_numbers
     kept = [size for axis, size in enumerate(x.shape) if axis not in contracted]
     made = [size for axis, size in enumerate(kernel.shape) if axis not in kernel_contracted]
     depth = math.prod(x.shape[axis] for axis in contracted)
-    flat = jnp.matmul(
-        x.reshape(-1, depth),
-        kernel.reshape(depth, -1),
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
-    return flat.reshape(*kept, *made)
+    return matmul(x.reshape(-1, depth), kernel.reshape(depth, -1)).reshape(*kept, *made)
 
 
-Dense = functools.partial(nn.Dense, dot_general=dot_over_all_tokens)
-DenseGeneral = functools.partial(nn.DenseGeneral, dot_general=dot_over_all_tokens)
+def promote_all_but_kernel(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, dtype: Any
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Activations and bias in the layer's dtype; `matmul` looks after the kernel."""
+    return x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
+
+
+_products: Any = {"dot_general": dot_over_all_tokens, "promote_dtype": promote_all_but_kernel}
+Dense = functools.partial(nn.Dense, **_products)
+DenseGeneral = functools.partial(nn.DenseGeneral, **_products)
+
+
+class Embed(nn.Embed):
+    """A table of vectors; its gradient is summed in the table's dtype, the vectors come in the layer's."""
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """int (…) -> (…, features)."""
+        return jnp.take(self.embedding, inputs, axis=0).astype(self.dtype)
 
 
 def keep_rows(x: jax.Array) -> jax.Array:

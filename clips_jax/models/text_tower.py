@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clips_jax.config import TextTowerConfig
-from clips_jax.models.layers import Dense, LayerNorm, Transformer
+from clips_jax.models.layers import Dense, Embed, LayerNorm, Transformer
 from clips_jax.packing import Packed, cls_places, take
 
 
@@ -30,7 +30,7 @@ class TextTower(nn.Module):
         """Declares the parts."""
         config, width = self.config, self.config.transformer.width
         # OpenAI CLIP's standard deviations for both tables.
-        self.tokens = nn.Embed(config.vocab_size, width, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02))
+        self.tokens = Embed(config.vocab_size, width, dtype=self.dtype, embedding_init=nn.initializers.normal(0.02))
         self.positions = self.param("positions", nn.initializers.normal(0.01), (config.length, width))
         self.transformer = Transformer(config.transformer, self.dtype)
         self.norm = LayerNorm(dtype=self.dtype)
