@@ -7,6 +7,7 @@ use comparisons, sorts and sums: gathers and scatters compile poorly on a sharde
 Legend: B batch, S tokens shipped, K budget, L length of the sequence with its special tokens, P prefix, T targets.
 """
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -161,6 +162,26 @@ def caption_target(text: TokenizedText, length: int, special: SpecialTokens) -> 
     targets_BxT = jnp.where(index_T[None] < count_Bx1, tokens_BxT, special.pad)
     targets_BxT = jnp.where(index_T[None] == count_Bx1, special.eos, targets_BxT)
     return targets_BxT, (index_T[None] <= count_Bx1).astype(jnp.float32)
+
+
+@flax.struct.dataclass
+class SegmentMask:
+    """Who sees whom without an L x L array: keys of the query's own segment, before `prefix` or not after the query.
+
+    Attributes:
+      segments_BxL: int; padding is a segment of its own, seen by nothing that counts.
+      prefix: keys before it are seen by later queries and earlier ones alike; L is no causal part at all.
+    """
+
+    segments_BxL: jax.Array
+    prefix: int = flax.struct.field(pytree_node=False)
+
+    def dense(self) -> jax.Array:
+        """The same as bool (B, 1, L, L)."""
+        index_L = jnp.arange(self.segments_BxL.shape[1])
+        pattern_LxL = (index_L[None, :] < self.prefix) | (index_L[None, :] <= index_L[:, None])
+        same_BxLxL = self.segments_BxL[:, :, None] == self.segments_BxL[:, None, :]
+        return (same_BxLxL & pattern_LxL[None])[:, None]
 
 
 def combination_mask(prefix_real_BxP: jax.Array, targets: int) -> jax.Array:

@@ -3,13 +3,15 @@
 Legend: B batch, P prefix length, T target positions, D decoder width, V vocabulary.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from clips_jax.config import CaptionerConfig
-from clips_jax.masks import combination_mask
+from clips_jax.masks import SegmentMask, combination_mask
 from clips_jax.models.layers import Cache, Dense, Embed, LayerNorm, Transformer
 
 Prefix = dict[str, tuple[jax.Array, jax.Array]]  # by name, in order: tokens (B, N, any width), real bool (B, N)
@@ -77,7 +79,11 @@ class Captioner(nn.Module):
             x_BxTxD = x_BxTxD + self.tokens(shifted_BxT)
         x_BxPxD, real_BxP = self._read(prefix)
         x_BxLxD = jnp.concatenate([x_BxPxD, x_BxTxD], axis=1)
-        x_BxLxD = self.transformer(x_BxLxD, combination_mask(real_BxP, length))
+        mask: Any = combination_mask(real_BxP, length)
+        if self.config.transformer.attention == "splash":
+            segments_BxL = jnp.pad(real_BxP.astype(jnp.int32), ((0, 0), (0, length)), constant_values=1)
+            mask = SegmentMask(segments_BxL, prefix=real_BxP.shape[1])
+        x_BxLxD = self.transformer(x_BxLxD, mask)
         return self.norm(x_BxLxD[:, -length:]), self.head
 
     def start(self, prefix: Prefix) -> Written:

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from clips_jax.config import TransformerConfig
+from clips_jax.masks import SegmentMask
+from clips_jax.models.splash import splash_attention
 
 LAYER_NORM_EPSILON = 1e-6  # released CLIPS weights; 1e-5 changes their text features by 6e-2
 kernel_init = nn.initializers.xavier_uniform()  # as big_vision's ViT
@@ -89,6 +91,7 @@ def keep_rows(x: jax.Array) -> jax.Array:
 
 # Keys and values (B, C, H, K) of the positions seen so far; those of a whole stack carry a leading layer axis.
 Cache = tuple[jax.Array, jax.Array]
+AnyMask = jax.Array | SegmentMask | None
 
 
 class Attention(nn.Module):
@@ -97,14 +100,16 @@ class Attention(nn.Module):
     Attributes:
       heads: H; D / H is the head width.
       dtype: of the activations. The softmax is float32 in any case.
+      splash: use the TPU kernel where the mask and the absence of a cache allow it.
     """
 
     heads: int
     dtype: jnp.dtype
+    splash: bool = False
 
     @nn.compact
     def __call__(
-        self, x_BxLxD: jax.Array, mask_Bx1xLxC: jax.Array | None, cache: Cache | None = None, start: Any = 0
+        self, x_BxLxD: jax.Array, mask_Bx1xLxC: AnyMask, cache: Cache | None = None, start: Any = 0
     ) -> tuple[jax.Array, Cache | None]:
         """Attends over x itself (C = L) or, given a cache, over all that it holds.
 
@@ -128,7 +133,10 @@ class Attention(nn.Module):
                 for held, new in zip(cache, (key, value), strict=True)
             )
             cache = key, value
-        out_BxLxHxK = jax.nn.dot_product_attention(query, key, value, mask=mask_Bx1xLxC)
+        if isinstance(mask_Bx1xLxC, SegmentMask) or (self.splash and mask_Bx1xLxC is None and cache is None):
+            out_BxLxHxK = splash_attention(query, key, value, mask_Bx1xLxC)
+        else:
+            out_BxLxHxK = jax.nn.dot_product_attention(query, key, value, mask=mask_Bx1xLxC)
         out = DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=kernel_init, name="out")
         return out(out_BxLxHxK), cache
 
@@ -155,11 +163,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxLxD: jax.Array, mask_Bx1xLxC: jax.Array | None, cache: Cache | None = None, start: Any = 0
+        self, x_BxLxD: jax.Array, mask_Bx1xLxC: AnyMask, cache: Cache | None = None, start: Any = 0
     ) -> tuple[jax.Array, Cache | None]:
         config = self.config
         y_BxLxD = LayerNorm(dtype=self.dtype, name="norm_attention")(x_BxLxD)
-        attention = Attention(config.heads, self.dtype, name="attention")
+        attention = Attention(config.heads, self.dtype, config.attention == "splash", name="attention")
         y_BxLxD, cache = attention(y_BxLxD, mask_Bx1xLxC, cache, start)
         x_BxLxD = keep_rows(x_BxLxD + y_BxLxD)
         y_BxLxD = LayerNorm(dtype=self.dtype, name="norm_mlp")(x_BxLxD)
@@ -183,9 +191,11 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxLxD: jax.Array, mask_Bx1xLxC: jax.Array | None = None, cache: Cache | None = None, start: Any = 0
+        self, x_BxLxD: jax.Array, mask_Bx1xLxC: AnyMask = None, cache: Cache | None = None, start: Any = 0
     ) -> Any:
         """x_BxLxD; with a cache, x_BxLxD and the cache with x at positions `start` to `start + L`."""
+        if isinstance(mask_Bx1xLxC, SegmentMask) and self.config.attention == "plain":
+            mask_Bx1xLxC = mask_Bx1xLxC.dense()  # once, for all blocks and heads
         block: Callable = Block
         if self.config.remat != "none":
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable

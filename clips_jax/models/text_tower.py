@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clips_jax.config import TextTowerConfig
+from clips_jax.masks import SegmentMask
 from clips_jax.models.layers import Dense, Embed, LayerNorm, Transformer
 from clips_jax.packing import Packed, cls_places, take
 
@@ -70,8 +71,7 @@ class TextTower(nn.Module):
             x_GxF.reshape(-1, length) for x_GxF in (packed.tokens_GxF, packed.positions_GxF, packed.segments_GxF)
         )
         x_RxLxD = self.tokens(tokens_RxL) + self.positions.astype(self.dtype)[positions_RxL]
-        mask_Rx1xLxL = segments_RxL[:, None, :, None] == segments_RxL[:, None, None, :]
-        x_RxLxD = self.norm(self.transformer(x_RxLxD, mask_Rx1xLxL))
+        x_RxLxD = self.norm(self.transformer(x_RxLxD, SegmentMask(segments_RxL, prefix=length)))
         x_GxFxD = x_RxLxD.reshape(groups, -1, x_RxLxD.shape[-1])
         return self._project(take(x_GxFxD, cls_places(packed))), x_GxFxD
 
