@@ -130,7 +130,7 @@ def fit(source: Source, target: ModelConfig, shapes: dict[str, Any], settings: I
     """
     params, notes = dict(source.params), []
     _resize(params, notes, source.model, target, shapes, settings)
-    problems, arrays = [], {}
+    problems, arrays, fresh, dropped = [], {}, [], []
     missing, unused = _Patterns(settings.allow_missing), _Patterns(settings.allow_unused)
     for path, wanted in shapes.items():
         found = params.pop(path, None)
@@ -138,12 +138,12 @@ def fit(source: Source, target: ModelConfig, shapes: dict[str, Any], settings: I
         if found is not None and (found.shape == wanted.shape or (extends and found.shape[1:] == wanted.shape[1:])):
             arrays[path] = found
         elif missing.match(path):
-            notes.append(f"{path}: fresh" + ("" if found is None else f", there it is {found.shape}"))
+            fresh.append(path if found is None else f"{path} (there {found.shape})")
         else:
             problems.append(f"{path}: {found.shape if found is not None else 'not there'}, wanted {wanted.shape}")
     for path in params:
         if unused.match(path):
-            notes.append(f"{path}: dropped")
+            dropped.append(path)
         else:
             problems.append(f"{path}: {params[path].shape} is there and not wanted")
     if problems:
@@ -159,7 +159,12 @@ def fit(source: Source, target: ModelConfig, shapes: dict[str, Any], settings: I
             raise ConfigError(
                 f"init.{name}: {sorted(patterns.unused)[0]!r} matches no such parameter of this hand-over."
             )
+    notes += [f"{what}: {_listed(paths)}" for what, paths in (("fresh", fresh), ("dropped", dropped)) if paths]
     return Handover(arrays, notes)
+
+
+def _listed(paths: list[str], most: int = 5) -> str:
+    return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
 
 
 class _Patterns:
