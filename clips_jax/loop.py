@@ -24,6 +24,7 @@ from clips_jax.program import Program
 from clips_jax.report.report import write_report
 from clips_jax.run.guards import Guards
 from clips_jax.run.nonfinite import NonFiniteCounter, NonFiniteError, Rewind
+from clips_jax.run.profiler import Profiler
 from clips_jax.run.replicas import make_replica_check
 from clips_jax.run.stops import Preempted
 from clips_jax.sharding import process_rows, to_devices
@@ -73,6 +74,7 @@ class Loop:
         self.writer = MetricWriter(workdir, first_step, self.config.checkpoint.on_full_disk == "stop")
         self.speed = Speed(self.config.batch_size, first_step)
         self.saves = _Saves()
+        self.profiler = Profiler(workdir, first_step, wanted=False)
         self.encoder = Encoder(self.config, program.model, program.tokenizer, program.mesh, None)
         self.encoder.between_batches = self.between_batches
         self.splits = Splits(self.config, self.encoder)  # opened once, embedded anew at each evaluation
@@ -84,6 +86,7 @@ class Loop:
 
     def close(self) -> None:
         """Closes what writes into the workdir."""
+        self.profiler.close()
         self.writer.close()
 
     def batches(self, step: int) -> BatchesAhead:
@@ -108,7 +111,9 @@ class Loop:
         unread: tuple[int, Any, Replaced] | None = None  # a step's metrics, read once the next step is dispatched
         for step in range(first + 1, total + 1):
             batch, replaced = batches.next(metrics)
+            self.profiler.before(step)
             state, metrics = step_function(state, batch)
+            self.profiler.after(step, metrics)
             if unread:
                 self.read(*unread, batches)
             unread = (step, metrics, replaced)

@@ -51,6 +51,7 @@ DISTRIBUTED = flags.DEFINE_bool(
 ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "Go on in a workdir that belongs to another config or other data; run.json tells."
 )
+PROFILE = flags.DEFINE_bool("profile", False, "Trace five steps, from the fourth on, into WORKDIR/profile.")
 
 
 def quiet_terminal() -> None:
@@ -78,7 +79,13 @@ def main(argv: list[str]) -> None:
         if not WORKDIR.value:
             raise app.UsageError("--workdir is missing: the folder that receives checkpoints, metrics and the report.")
         cache_compilations(WORKDIR.value)
-        train(config, WORKDIR.value, join=DISTRIBUTED.value, allow_config_change=ALLOW_CONFIG_CHANGE.value)
+        train(
+            config,
+            WORKDIR.value,
+            join=DISTRIBUTED.value,
+            allow_config_change=ALLOW_CONFIG_CHANGE.value,
+            profile=PROFILE.value,
+        )
     except (ConfigError, CheckpointMismatch, FileNotFoundError, TooManyBadRecords) as error:
         leave(f"{type(error).__name__}: {error}", FAILED)  # the message says what to do; a traceback would bury it
     except RunStopped as error:

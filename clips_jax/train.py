@@ -17,12 +17,15 @@ from clips_jax.run.guards import Guards, guard_run
 from clips_jax.run.lock import workdir_lock
 from clips_jax.run.log_file import log_to_file
 from clips_jax.run.nonfinite import Rewind
+from clips_jax.run.profiler import Profiler
 from clips_jax.run.record import check_config, check_data, check_started, data_manifest, write_record
 from clips_jax.run.stops import FAILED, Preempted
 from clips_jax.train_step import TrainState
 
 
-def train(config: Config, workdir: str, join: bool = False, allow_config_change: bool = False) -> Results:
+def train(
+    config: Config, workdir: str, join: bool = False, allow_config_change: bool = False, profile: bool = False
+) -> Results:
     """Trains to the end, from the newest checkpoint if there is one; returns the final results.
 
     Leaves in `workdir`: `config.json`, `run.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `train.log`,
@@ -33,6 +36,7 @@ def train(config: Config, workdir: str, join: bool = False, allow_config_change:
       workdir: local or an object store's folder, the same one for all processes.
       join: whether to find the other processes of the run first.
       allow_config_change: goes on in a workdir that belongs to another config.
+      profile: traces a few steps into the workdir, see `run.profiler`.
 
     Raises:
       ConfigError, CheckpointMismatch, WorkdirInUse: before anything compiles.
@@ -45,7 +49,7 @@ def train(config: Config, workdir: str, join: bool = False, allow_config_change:
         program = make_program(config)
         checkpoints = Checkpoints(workdir, config.checkpoint, config.limits.save)
         with _finished(checkpoints, guards):
-            return _train(program, checkpoints, workdir, guards, allow_config_change)
+            return _train(program, checkpoints, workdir, guards, allow_config_change, profile)
 
 
 @contextlib.contextmanager
@@ -63,7 +67,7 @@ def _finished(checkpoints: Checkpoints, guards: Guards) -> Iterator[None]:
 
 
 def _train(
-    program: Program, checkpoints: Checkpoints, workdir: str, guards: Guards, allow_config_change: bool
+    program: Program, checkpoints: Checkpoints, workdir: str, guards: Guards, allow_config_change: bool, profile: bool
 ) -> Results:
     config, step = program.config, checkpoints.latest_step()
     meta: dict[str, Any] = checkpoints.meta(step) if step is not None else {}
@@ -76,6 +80,7 @@ def _train(
     handover = prepare_handover(program) if step is None and config.init_from else None
     check_evaluators(config)
     loop = Loop(program, checkpoints, workdir, guards, step or 0, meta | {"data": data})
+    loop.profiler = Profiler(workdir, step or 0, profile)
     with contextlib.closing(loop):
         batches = loop.batches(step or 0)
         # What can be wrong with config, data and workdir has been found by now; from here on things compile.
