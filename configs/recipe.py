@@ -76,14 +76,14 @@ def full_size(size: str, patch_size: int, stages: tuple[Stage, ...], stage: int,
         kind="learnable",
         target_length=128,
         condition_on=("image", "alt"),
-        # AltTexts average 15 tokens; the captioner sees the first 31 and CLS (assumption; the released recipe: all 80).
+        # AltTexts average 15 tokens; the captioner sees the first 31 and CLS (assumption; released recipe: all 80).
         condition_length=0 if released_format else 32,
     )
     config.model.dtype = "bfloat16"
     config.model.image.class_token = released_format
     config.model.text.mask_padding = not released_format
     if not released_format:
-        # An AltText and a sentence average about 41 tokens with their special ones (assumption): 48 leave 15 % to spare.
+        # An AltText and a sentence are 43 tokens with their special ones (assumption); 48 hold 99.9 % (docs/step.md).
         config.model.text.packing = dict(tokens_per_example=48, group=32, row_length=128)
     # Budget 32 of one random sentence. 40 = 32 tokens and 3 special ones, rounded up to a multiple of 8.
     config.objective = dict(views=common.views("clips", alt_length=80, recap_length=80 if released_format else 40))
