@@ -1,5 +1,6 @@
 """The watchdog fires in the phase that hangs, says where, and leaves others alone."""
 
+import dataclasses
 import threading
 import time
 
@@ -45,16 +46,16 @@ def test_a_step_that_hangs_ends_the_process_with_stacks(tmp_path, exits, capfd):
 
 def test_beats_and_longer_phases_keep_it_quiet(tmp_path, exits):
     codes, _ = exits
-    watchdog = Watchdog(LIMITS, str(tmp_path), process=0)
-    for step in range(8):
+    watchdog = Watchdog(dataclasses.replace(LIMITS, step=1.5), str(tmp_path), process=0)
+    for step in range(10):
         watchdog.beat("step", str(step))
-        time.sleep(0.1)
+        time.sleep(0.2)
     watchdog.beat("evaluation")
-    time.sleep(0.8)
+    time.sleep(2)
     assert watchdog.progress == "evaluation"
     watchdog.close()
     watchdog.beat("step")
-    time.sleep(0.8)
+    time.sleep(2)
     assert not codes
 
 
