@@ -98,6 +98,7 @@ class Stack:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self.rates: dict[int, list[float]] = {}
+        self.cpu: dict[int, list[float]] = {}  # milliseconds per image
         self.megabytes = 0.0
         first = self._answer()
         self.missing, self.uses = first.get("missing", ""), first.get("uses", "")
@@ -111,6 +112,7 @@ class Stack:
         self.missing = answer.get("missing", "")
         if not self.missing:
             self.rates.setdefault(size, []).append(answer["rate"])
+            self.cpu.setdefault(size, []).append(answer["cpu"])
             self.megabytes = max(self.megabytes, answer["mb"])
 
     def _answer(self) -> dict[str, Any]:
@@ -177,8 +179,13 @@ def run(
                     measured_at = (84,) if name == "floor" else _LOW_RESOLUTION.get(name, SIZES)
                     if size in measured_at and not stacks[name].missing:
                         stacks[name].measure(size, seconds)
-                        rate = stacks[name].missing or f"{stacks[name].rates[size][-1]:,.0f} images/s"
-                        print(f"  round {repeat + 1} of {repeats}, {size} px, {name}: {rate}", flush=True)
+                        stack = stacks[name]
+                        rate = (
+                            f"{stack.rates.get(size, [0])[-1]:,.0f} images/s, {stack.cpu.get(size, [0])[-1]:.2f} ms CPU"
+                        )
+                        print(
+                            f"  round {repeat + 1} of {repeats}, {size} px, {name}: {stack.missing or rate}", flush=True
+                        )
     finally:
         for stack in stacks.values():
             stack.close()

@@ -298,22 +298,36 @@ def describe(name: str, folder: str) -> str:
     return ""
 
 
-def measure(batches: Iterator[Any], seconds: float) -> float:
-    """Images per second in the steady state."""
+def measure(batches: Iterator[Any], seconds: float) -> tuple[float, float]:
+    """Images per second in the steady state, and milliseconds of CPU time per image over the stack's processes."""
     start = time.perf_counter()
     for count in itertools.count(1):
         next(batches)
         if count >= _WARM_BATCHES and time.perf_counter() - start > _WARM_SECONDS:
             break
-    start, count = time.perf_counter(), 0
+    start, cpu, count = time.perf_counter(), cpu_seconds(), 0
     while time.perf_counter() - start < seconds:
         next(batches)
         count += 1
-    return count * BATCH / (time.perf_counter() - start)
+    images = count * BATCH
+    return images / (time.perf_counter() - start), 1000 * (cpu_seconds() - cpu) / images
+
+
+def cpu_seconds() -> float:
+    """CPU time used so far by this process and its children that are alive."""
+    total = 0
+    for path in glob.glob("/proc/[0-9]*/stat"):
+        try:
+            fields = open(path).read().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid() or path == f"/proc/{os.getpid()}/stat":
+            total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def worker_megabytes() -> float:
-    """The largest resident memory of a direct or indirect child so far, in MB; 0 if there is none."""
+    """The largest resident memory of a child so far, in MB; 0 if there is none."""
     largest = 0.0
     for path in glob.glob("/proc/[0-9]*/status"):
         try:
@@ -342,8 +356,8 @@ def main() -> None:
             size, seconds = line.split()
             if size not in running:
                 running[size] = make(int(size))
-            rate = measure(running[size], float(seconds))
-            answers.write(json.dumps({"rate": rate, "mb": worker_megabytes()}) + "\n")
+            rate, milliseconds = measure(running[size], float(seconds))
+            answers.write(json.dumps({"rate": rate, "cpu": milliseconds, "mb": worker_megabytes()}) + "\n")
             answers.flush()
     except Exception as error:  # the other stacks are still measured
         answers.write(json.dumps({"missing": f"{type(error).__name__}: {error}"}) + "\n")
