@@ -101,7 +101,7 @@ def test_restart_only_where_it_can_help(tmp_path):
 
 
 def test_two_processes_train_together(tmp_path, emoji_data_dir):
-    overrides = {"total_samples": 32, "data.data_dir": emoji_data_dir, "evaluation.every_steps": 0}
+    overrides = {"batch_size": 32, "total_samples": 64, "data.data_dir": emoji_data_dir, "evaluation.every_steps": 0}
     flags = ["--config", "tests/tiny_config.py", "--workdir", str(tmp_path / "run")]
     flags += [f"--config.{key}={value}" for key, value in overrides.items()]
     done = launch("local.sh", "--devices", "2", "2", *flags, VIRTUAL_ENV=sys.prefix)
