@@ -15,6 +15,7 @@ from clips_jax.models.clips import Clips
 from clips_jax.models.image_tower import ImageTower, sincos_positions
 from clips_jax.models.sizes import SIZES
 from clips_jax.models.text_tower import TextTower
+from clips_jax.plan.flops import matrix_flops
 from clips_jax.train_step import init_params
 from configs import clips_b16, clips_l14
 from tests import small
@@ -149,6 +150,22 @@ def test_rematerialisation_changes_no_gradient(remat):
         return jax.grad(lambda p: (tower.apply(p, images)[0] ** 2).sum())(params)
 
     small.assert_trees_close(gradient("none"), gradient(remat), rtol=1e-4, atol=1e-6)
+
+
+def test_what_rematerialisation_recomputes():
+    """ "dots" recomputes attention's two products and no other, "full" the forward pass."""
+
+    def flops(remat):
+        stack = TransformerConfig(width=64, depth=5, heads=4, mlp_dim=256, remat=remat)
+        tower = ImageTower(dataclasses.replace(CONFIG.model.image, transformer=stack), 24, FLOAT)
+        images = jnp.zeros((8, 16, 16, 3))
+        params = jax.eval_shape(tower.init, jax.random.key(0), images)
+        return matrix_flops(jax.grad(lambda p: tower.apply(p, images)[0].sum()), params)
+
+    attention = 5 * 8 * 2 * (2 * 4**2 * 64)  # depth, images, products; scores are 4 x 4 tokens
+    assert flops("dots") - flops("none") == attention
+    forward = 5 * 8 * 4 * 2 * (4 * 64**2 + 64 * 256)  # without a block's last product, which nothing needs again
+    assert flops("full") - flops("none") == forward + attention
 
 
 # Both towers of the released L/14 at 224 px, by its model code; the fixed positions (257 x 1024) are no parameter here.
