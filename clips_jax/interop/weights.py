@@ -26,8 +26,8 @@ def find_weights(folder: str) -> str:
     others = sorted(name for name in os.listdir(folder) if name.endswith((".safetensors", *_TORCH)))
     if not others:
         raise FileNotFoundError(
-            f"{folder} is neither the workdir of a run (it has no checkpoints/) nor a model folder (no {WEIGHT_FILES[0]}, "
-            f"{WEIGHT_FILES[2]} or the like)."
+            f"{folder} is neither the workdir of a run (it has no checkpoints/) nor a model folder (it has no "
+            f"{WEIGHT_FILES[0]}, {WEIGHT_FILES[2]} or the like)."
         )
     if len(others) > 1:
         raise WrongWeights(f"{folder} has several weight files ({', '.join(others)}); call one {WEIGHT_FILES[0]}.")
