@@ -20,8 +20,8 @@ folder = pathlib.Path(arguments["workdir"])
 if arguments["config.seed"] == "1":
     sys.exit("ConfigError: no such luck")
 (folder / "config.json").write_text((pathlib.Path(__file__).parent / f"{folder.name}.json").read_text())
-if arguments["config.seed"] != "2":
-    (folder / "results.json").write_text('{"checkpoint_step": 20}')
+step = 10 if arguments["config.seed"] == "2" else 20
+(folder / "results.json").write_text('{"checkpoint_step": %d}' % step)
 print("step 20/20")
 """
 SWEEP = """
