@@ -240,6 +240,20 @@ def report(stacks: dict[str, Stack], photographs: Sequence[Photograph], as_json:
         row = "".join(f"{rates[name][str(s)]:8,.0f}" if str(s) in rates.get(name, {}) else f"{'–':>8}" for s in SIZES)
         memory = f"{stack.megabytes:10,.0f}" if stack.megabytes else ""
         print(f"{name:<26}{row}{memory}   {stack.missing or stack.uses}".rstrip())
+    cpu = {
+        name: {str(size): statistics.median(found) for size, found in stack.cpu.items()}
+        for name, stack in stacks.items()
+        if not stack.missing
+    }
+    print("\nCPU milliseconds per image, which other load on the machine distorts less:")
+    for name, found in cpu.items():
+        print(f"{name:<26}" + "".join(f"{found[str(s)]:8.2f}" if str(s) in found else f"{'–':>8}" for s in SIZES))
+    for name in _TARGETS:
+        both = [size for size in cpu.get("ours", {}) if size in cpu.get(name, {})]
+        if both:
+            listed = ", ".join(f"{cpu[name][size] / cpu['ours'][size]:.2f} at {size} px" for size in both)
+            print(f"{name} / ours, CPU time: {listed}")
+    print()
     ratios = {}
     for name, target in _TARGETS.items():
         ratios[name] = {
@@ -275,6 +289,7 @@ def report(stacks: dict[str, Stack], photographs: Sequence[Photograph], as_json:
                     "ratio_tf_data": ratios["tf.data"],
                     "ratio_open_clip": ratios["open_clip"],
                     "ratio_tf_data_batched_text": ratios["tf.data, batched text"],
+                    "cpu_ms_per_image": {n: {s: round(c, 3) for s, c in found.items()} for n, found in cpu.items()},
                     "psnr": psnr,
                     "megabytes_per_worker": {n: round(s.megabytes) for n, s in stacks.items() if s.megabytes},
                 }

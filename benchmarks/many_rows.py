@@ -23,7 +23,7 @@ from PIL import Image
 
 RECORDS_PER_SHARD = 10_000
 SHARDS = (1, 100, 10_000, 100_000)
-BATCH, BATCHES = 256, 24
+BATCH, BATCHES = 256, 12
 
 
 class ManyRows(tfds.core.GeneratorBasedBuilder):
@@ -118,6 +118,9 @@ def main() -> None:
         prog="python -m benchmarks.many_rows", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument(
+        "--shards", type=int, nargs="*", default=SHARDS, help="numbers of shards (default: %(default)s)"
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -133,7 +136,7 @@ def main() -> None:
         tokenizer = f"{name}/tokenizer.model"
         train_sentencepiece((f"A grey picture. It is number {i}." for i in range(1000)), tokenizer, 100)
         print(f"{'rows':>14}{'shards':>9}{'open s':>9}{'first batch s':>15}{'images/s':>10}{'MB':>7}{'order µs':>10}")
-        for shards in SHARDS:
+        for shards in options.shards:
             command = [sys.executable, "-m", "benchmarks.many_rows", "--child"]
             done = subprocess.run(
                 [*command, str(link_shards(folder, shards)), tokenizer], capture_output=True, text=True, check=False
