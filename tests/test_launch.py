@@ -24,7 +24,7 @@ def launch(script, *arguments, **environment):
         capture_output=True,
         text=True,
         env=os.environ | environment,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -101,14 +101,13 @@ def test_restart_only_where_it_can_help(tmp_path):
 
 
 def test_two_processes_train_together(tmp_path, emoji_data_dir):
-    overrides = {"batch_size": 32, "total_samples": 64, "data.data_dir": emoji_data_dir, "evaluation.every_steps": 0}
-    flags = ["--config", "tests/tiny_config.py", "--workdir", str(tmp_path / "run")]
-    flags += [f"--config.{key}={value}" for key, value in overrides.items()]
-    done = launch("local.sh", "--devices", "2", "2", *flags, VIRTUAL_ENV=sys.prefix)
+    flags = ["--config", "tests/two_steps_config.py", "--workdir", str(tmp_path / "run")]
+    flags += [f"--config.data.data_dir={emoji_data_dir}"]
+    done = launch("local.sh", "--devices", "2", "2", *flags, VIRTUAL_ENV=sys.prefix, JAX_COMPILATION_CACHE_DIR="")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[0] 4 devices" in done.stdout
     assert [row["step"] for row in read_metrics(tmp_path / "run")][-1] == 2
-    assert list((tmp_path / "run" / "compilation_cache").iterdir()) or "JAX_COMPILATION_CACHE_DIR" in os.environ
+    assert list((tmp_path / "run" / "compilation_cache").iterdir())
 
 
 def test_the_jobset_is_valid():

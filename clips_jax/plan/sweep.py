@@ -5,6 +5,7 @@ import dataclasses
 from markupsafe import Markup, escape
 
 from clips_jax.config import Config, ConfigError
+from clips_jax.config.check import check
 from clips_jax.plan.chips import GIB, Topology, known, parse_topology
 from clips_jax.plan.report import Plan
 
@@ -29,7 +30,7 @@ def variants(
         if value.isdigit():
             if topology is None:
                 raise ConfigError("--sweep over batch sizes needs --topology.")
-            found.append((dataclasses.replace(config, batch_size=int(value)), topology))
+            found.append((_resized(config, int(value)), topology))
             continue
         if ":" not in value:
             raise ConfigError(f"--sweep: {value!r} is neither a batch size nor a topology. Known: {known()}")
@@ -40,7 +41,13 @@ def variants(
 
 def with_batch(config: Config, topology: Topology, per_chip: int) -> Config:
     """The config with a fixed batch per chip; 0 leaves it alone."""
-    return dataclasses.replace(config, batch_size=per_chip * topology.chips) if per_chip else config
+    return _resized(config, per_chip * topology.chips) if per_chip else config
+
+
+def _resized(config: Config, batch_size: int) -> Config:
+    config = dataclasses.replace(config, batch_size=batch_size)
+    check(config)  # a batch may be more than all samples
+    return config
 
 
 def markdown(plans: list[Plan]) -> str:
