@@ -56,8 +56,9 @@ def link_shards(folder: Path, shards: int) -> Path:
     info["splits"][0]["shardLengths"] = [str(RECORDS_PER_SHARD)] * shards
     (target / "dataset_info.json").write_text(json.dumps(info))
     (target / "features.json").write_bytes((source.parent / "features.json").read_bytes())
+    digits = max(5, len(str(shards)))  # as TFDS names them
     for shard in range(shards):
-        os.symlink(source, target / f"many_rows-train.array_record-{shard:05}-of-{shards:05}")
+        os.symlink(source, target / f"many_rows-train.array_record-{shard:0{digits}}-of-{shards:0{digits}}")
     return target.parents[1]
 
 

@@ -17,8 +17,8 @@ _EPOCH_ORDER, _CROP, _REPLACEMENT, _MIXTURE, _REWRITE = range(5)
 # Rounds of index_shuffle's block cipher. With Grain's 4, neighbours in the order of 10^9 records are correlated by 0.55
 # (0.43 at 10^6), with 6 by 0.1, with 8 not measurably; a round takes under 1 µs.
 _SHUFFLE_ROUNDS = 12
-# Up to this many records an epoch's order is a list (4 MB): index_shuffle works on blocks of 2^16 numbers or so at least
-# and tries again while it leaves the range, 0.5 ms an index for 128 records.
+# Up to this many records an epoch's order is a list (4 MB): index_shuffle tries again while it leaves the range, which
+# takes 0.5 ms an index for 128 records.
 _MOST_LISTED = 2**20
 # Positions over which the proportions of a mixture are exact.
 MIXTURE_BLOCK = 4096
