@@ -13,7 +13,7 @@ Arguments (after a colon, `configs/my_shards.py:dataset=openclipart,size=micro`)
   size: S (default), S/16 at 112 px for one accelerator; micro, the demo's model at 48 px for two CPU cores.
   smoke: a tiny model and 20 steps, on the built-in data if no dataset is named.
 
-Measured on two contended CPU cores with Open Clip Art, `dataset=openclipart,size=micro`: docs/data.md. S: not measured.
+Run in full only on Open Clip Art (`dataset=openclipart,size=micro`, cut to 200 steps: docs/data.md). S: not measured.
 """
 
 from ml_collections import ConfigDict
