@@ -216,7 +216,7 @@ def test_evaluate_names_what_is_missing(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "clips_jax.evaluate", "--workdir", str(tmp_path)], capture_output=True, text=True
     )
-    assert done.returncode != 0 and f"FileNotFoundError: {tmp_path} has no weights" in done.stderr
+    assert done.returncode != 0 and f"{tmp_path} is neither the workdir of a run" in done.stderr
     assert "Traceback" not in done.stderr
 
 
