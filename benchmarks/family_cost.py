@@ -3,7 +3,7 @@
     python -m benchmarks.family_cost --topology v5e:16x16          compiled for TPUs: minutes per member
     python -m benchmarks.family_cost --topology gpu:h100:8x32      counted and estimated: seconds per member
 
-Stage 1 of each size's schedule. Plans are kept in --plans, one line of JSON each, and not made again; what fails to plan
+Stage 1 of a size's schedule. Plans are kept in --plans, one line of JSON each, and not made again; what fails to plan
 is named and the table is printed without it.
 """
 
