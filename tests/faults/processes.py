@@ -180,6 +180,8 @@ def largest_difference(workdir: pathlib.Path, expected: pathlib.Path, tolerance:
     ours, theirs = newest_arrays(workdir), newest_arrays(expected)
     found = [f"{key} is there in one of them" for key in ours.keys() ^ theirs.keys()]
     for key in sorted(key for key in ours.keys() & theirs.keys() if key.startswith("params/")):
+        if key.endswith("attention/key/bias"):
+            continue  # softmax does not see it: its gradient is rounding error alone, which Adam blows up
         error = np.abs(ours[key] - theirs[key]).max() / max(np.abs(theirs[key]).max(), 1e-2)
         if not error <= 25 * tolerance:
             found.append(f"{key} differs by {error:.2g}")
