@@ -67,7 +67,7 @@ def test_errors_name_the_key(key, value, message):
         (100, 8, {}, "batch_size: 100 does not divide over data x fsdp = 8 devices; use 96 or 104."),
         (128, 8, {"data": 3}, "mesh: {'data': 3"),
         (128, 8, {"data": 2, "fsdp": -1, "tensor": -1}, "mesh: only one axis can be -1"),
-        (128, 64, {}, "model.captioner.every: 8 does not divide the 2 examples of a device"),
+        (128, 64, {}, "model.captioner.every: 8 does not divide the 2 examples that a device computes at a time"),
     ],
 )
 def test_mesh_errors(batch_size, devices, mesh, message):
