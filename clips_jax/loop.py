@@ -134,7 +134,8 @@ class Loop:
                 self.evaluation_due = self.evaluates(step)
                 if self.evaluation_due and not stops:
                     self.evaluate_during(step, state)
-                if saves:
+                # While updates are skipped the state stands still: saves would only push out those known to be good.
+                if saves and (step == total or stops or not self.nonfinite.counters["nonfinite_in_a_row"]):
                     self.save(step, state)
                 if stops:
                     self.stop(step)

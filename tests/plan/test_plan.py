@@ -46,7 +46,7 @@ def test_a_plan_for_four_tpus(tmp_path):
     assert all(row["bytes"] >= row["wire_bytes"] / 2 > 0 for row in result["collectives"].values())
     assert result["compile_seconds"] > 0
     estimated = result["estimated"]
-    assert estimated["chip_hours"] == pytest.approx(12 * estimated["step_seconds"] * 4 / 3600)
+    assert estimated["chip_hours"] == pytest.approx(6 * estimated["step_seconds"] * 4 / 3600)
     for line in ("peak", "HBM: fits", "the layout's minimum", "~ step time", "~ chip-hours", "assumed:"):
         assert line in done.stdout
 
