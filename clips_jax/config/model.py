@@ -12,8 +12,8 @@ class TransformerConfig:
       gelu: "tanh" or "exact" (erf); the released CLIPS weights use exact in the image tower, tanh in the text tower.
       remat: what the backward pass recomputes: "none"; "dots", everything but matrix products; "full", all but the
         block's input.
-      attention: "plain" is `jax.nn.dot_product_attention`; "splash" the TPU kernel that keeps no logits, for training
-        at high resolution (measured in docs/step.md: worse at 84 px, better from 224 px on).
+      attention: "plain" is `layers.attend`; "splash" the TPU kernel that keeps no logits, meant for training at high
+        resolution. Which is better from which resolution on was not measured here.
     """
 
     width: int

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from clips_jax.config import CaptionerConfig, TransformerConfig
 from clips_jax.models.captioner import Prefix, Written
-from clips_jax.models.layers import Attention, Cache, Dense, DenseGeneral, Embed, LayerNorm, Mlp, kernel_init
+from clips_jax.models.layers import Attention, Cache, Dense, DenseGeneral, Embed, LayerNorm, Mlp, attend, kernel_init
 
 
 class CrossAttention(nn.Module):
@@ -49,7 +49,7 @@ class CrossAttention(nn.Module):
             key, value = context
         else:
             key, value = project("key", context), project("value", context)
-        out_BxTxHxK = jax.nn.dot_product_attention(project("query", x_BxTxD), key, value, mask=mask_Bx1x1xP)
+        out_BxTxHxK = attend(project("query", x_BxTxD), key, value, mask_Bx1x1xP)
         out = DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=kernel_init, name="out")
         return out(out_BxTxHxK), (key, value)
 
