@@ -99,14 +99,22 @@ Cache = tuple[jax.Array, jax.Array]
 AnyMask = jax.Array | SegmentMask | None
 
 
+def trains_on_cpu() -> bool:
+    """Whether the mesh in use (`train_step`) is of CPUs, where two things are best written differently."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is not None and device.platform == "cpu"
+
+
 def attend(
     query_BxLxHxK: jax.Array, key_BxCxHxK: jax.Array, value_BxCxHxK: jax.Array, mask_Bx1xLxC: jax.Array | None
 ) -> jax.Array:
     """softmax(q k / sqrt(K)) v, (B, L, H, K), under a bool mask that broadcasts to (B, H, L, C); softmax in float32.
 
-    The numbers of `jax.nn.dot_product_attention`, with rows and heads moved to the front of every factor: XLA's CPU
-    backend takes two thirds of the time for it (docs/experiments.md).
+    In a training step on CPU rows and heads move to the front of every factor: two thirds of the time of
+    `jax.nn.dot_product_attention`, which elsewhere reads and writes less (docs/experiments.md).
     """
+    if not trains_on_cpu():
+        return jax.nn.dot_product_attention(query_BxLxHxK, key_BxCxHxK, value_BxCxHxK, mask=mask_Bx1xLxC)
     query_BxHxLxK, key_BxHxCxK, value_BxHxCxK = (x.swapaxes(1, 2) for x in (query_BxLxHxK, key_BxCxHxK, value_BxCxHxK))
     accumulated = jnp.promote_types(query_BxHxLxK.dtype, jnp.float32)
     logits_BxHxLxC = jnp.einsum("bhlk,bhck->bhlc", query_BxHxLxK, key_BxHxCxK, preferred_element_type=accumulated)
@@ -118,9 +126,8 @@ def attend(
 
 
 def written_out(depth: int) -> bool:
-    """Whether a stack is written out instead of looped over; the mesh in use (`train_step`) says for which platform."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return depth <= (UNROLLED_DEPTH_ON_CPU if device and device.platform == "cpu" else UNROLLED_DEPTH)
+    """Whether a stack is written out instead of looped over."""
+    return depth <= (UNROLLED_DEPTH_ON_CPU if trains_on_cpu() else UNROLLED_DEPTH)
 
 
 class Attention(nn.Module):
