@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -136,8 +137,12 @@ def newest_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     arrays = {}
     for item in ("params", "optimizer"):
-        handler = ocp.PyTreeCheckpointer()
-        tree = handler.restore(workdir / "checkpoints" / str(max(steps)) / item)
+        handler, path = ocp.PyTreeCheckpointer(), workdir / "checkpoints" / str(max(steps)) / item
+        # As NumPy arrays: the devices that saved them, of several processes, are not here.
+        saved = handler.metadata(path).item_metadata.tree
+        tree = handler.restore(
+            path, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        )
         arrays |= {f"{item}/{key}": value for key, value in _flat(tree)}
     return arrays | {"steps": np.array(sorted(steps))}
 
