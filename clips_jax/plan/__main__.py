@@ -40,7 +40,7 @@ from clips_jax.config.command_line import config_file, define_config_flag, parse
 from clips_jax.config.parse import from_config_dict
 from clips_jax.plan import gpu
 from clips_jax.plan.chips import Topology, known, parse_topology
-from clips_jax.plan.compiled import Compiled, compile_step
+from clips_jax.plan.compiled import LIBTPU, Compiled, compile_step
 from clips_jax.plan.flops import jaxpr_flops
 from clips_jax.plan.report import Plan, make_plan, table, to_json
 from clips_jax.plan.sweep import markdown, picture, variants, with_batch
@@ -52,7 +52,6 @@ BATCH_PER_CHIP = flags.DEFINE_integer("batch_per_chip", 0, "In place of batch_si
 PLOT = flags.DEFINE_string("plot", "plan.svg", "The picture of a --sweep (SVG).")
 JSON = flags.DEFINE_bool("json", False, "End with one line of JSON (a sweep: one line per plan).")
 
-LIBTPU = "pip install libtpu==0.0.52"  # as in tests/requirements.txt
 DOES_NOT_FIT = 3
 
 

@@ -18,6 +18,8 @@ from clips_jax.plan.executed import Work, executed
 from clips_jax.program import StepProgram, make_step_program
 from clips_jax.sharding import make_mesh
 
+LIBTPU = "pip install libtpu==0.0.52"  # as in tests/requirements.txt
+
 # The step looks at special tokens by value only: any four do.
 SPECIAL = SpecialTokens(pad=0, bos=1, eos=2, cls=3)
 

@@ -9,8 +9,8 @@ import pytest
 
 from clips_jax.config import ConfigError
 from clips_jax.config.parse import from_config_dict
-from clips_jax.plan.__main__ import LIBTPU
 from clips_jax.plan.chips import parse_topology
+from clips_jax.plan.compiled import LIBTPU
 from clips_jax.plan.sweep import variants
 from configs import clips_l14
 
