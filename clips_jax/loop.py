@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
@@ -305,10 +304,6 @@ class Loop:
         if skipped := self.nonfinite.counters["nonfinite_steps"]:
             say(f"{skipped} updates were skipped because they were not finite")
         return results
-
-
-def _sum_over_processes(numbers: np.ndarray) -> np.ndarray:
-    return np.asarray(multihost_utils.process_allgather(numbers)).reshape(-1, len(numbers)).sum(axis=0)
 
 
 def say(line: str) -> None:
