@@ -1,7 +1,8 @@
-"""Runs a sweep: many configs, one after another here, or as jobs for a cluster.
+"""Runs a sweep: many configs, one after another or a few side by side here, or as jobs for a cluster.
 
   python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir runs/ladder
   python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir runs/ladder --smoke
+  python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir runs/ladder --scale 0.25 --parallel 2
   python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir /shared/ladder --print slurm | bash
   python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir gs://BUCKET/ladder --print gke \\
       --job_options="--type tpu-v5-lite-podslice --topology 16x16 --image IMAGE"
@@ -36,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sweep", required=True, metavar="FILE", help="a sweep: configs/sweeps/NAME.py")
     parser.add_argument("--workdir", required=True, help="folder that receives a folder per run")
     parser.add_argument("--smoke", action="store_true", help="the sweep's tiny version, to see it work")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, metavar="SHARE", help="this share of each run's images and warm-up (0.25)"
+    )
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="so many runs side by side (default 1)")
     parser.add_argument("--only", default="", metavar="REGEX", help="runs whose name holds this regular expression")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and how far they are, run nothing")
     parser.add_argument("--print", choices=sorted(LAUNCHERS), help="print a job per unfinished run, run nothing")
@@ -44,9 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     wrong = [argument for argument in rest if not re.fullmatch(r"--config\.[\w.]+=.*", argument)]
     if wrong:
         parser.error(f"unknown argument {wrong[0]}; overrides are --config.KEY=VALUE")
+    if arguments.scale <= 0 or arguments.parallel < 1:
+        parser.error("--scale is more than 0, --parallel 1 or more")
     extra = dict(argument.removeprefix("--config.").split("=", 1) for argument in rest)
     try:
-        runs = load_sweep(arguments.sweep, arguments.smoke, extra)
+        runs = load_sweep(arguments.sweep, arguments.smoke, extra, arguments.scale)
     except (ConfigError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     runs = [(run, config) for run, config in runs if re.search(arguments.only, run.name)]
@@ -74,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{len(runs)} runs, {states.count('finished')} finished")
         return
     try:
-        outcomes = execute(runs, arguments.workdir)
+        outcomes = execute(runs, arguments.workdir, arguments.parallel)
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from here")
     failed = [outcome for outcome in outcomes if outcome.failure]

@@ -57,6 +57,14 @@ class Run:
                 raise ConfigError(f"{key}={value!r}: expected {type(group[name]).__name__}.") from None
         return from_config_dict(config)
 
+    def scaled(self, share: float) -> "Run":
+        """The same run on this share of its images, in whole batches; the warm-up shrinks with it."""
+        config = self.resolve()
+        samples = max(1, round(config.total_steps * share)) * config.batch_size
+        warmup = round(config.optimizer.warmup_samples * share)
+        overrides = {"total_samples": samples, "optimizer.warmup_samples": warmup}
+        return dataclasses.replace(self, overrides={**self.overrides, **overrides})
+
 
 def load_module(path: str) -> ModuleType:
     """A Python file as a module; raises `FileNotFoundError`."""
@@ -70,13 +78,14 @@ def load_module(path: str) -> ModuleType:
     return module
 
 
-def load_sweep(path: str, smoke: bool, extra: Mapping[str, str]) -> list[tuple[Run, Config]]:
+def load_sweep(path: str, smoke: bool, extra: Mapping[str, str], scale: float = 1.0) -> list[tuple[Run, Config]]:
     """The runs of a sweep file with their configs, all checked before the first one starts.
 
     Args:
       path: a file whose `runs(smoke)` yields `Run`s.
       smoke: tiny runs, to see the sweep work.
       extra: overrides for every run, by dotted key.
+      scale: share of each run's images that is used; `extra` may still say otherwise.
 
     Raises:
       ConfigError: naming the run, for what is wrong in it; FileNotFoundError.
@@ -85,14 +94,15 @@ def load_sweep(path: str, smoke: bool, extra: Mapping[str, str]) -> list[tuple[R
     if not hasattr(module, "runs"):
         raise ConfigError(f"{path}: not a sweep; it has no function runs(smoke).")
     found: Iterator[Run] = module.runs(smoke)
-    runs = [dataclasses.replace(run, overrides={**run.overrides, **extra}) for run in found]
     names: set[str] = set()
     checked = []
-    for run in runs:
+    for run in found:
         if not re.fullmatch(r"[\w.-]+", run.name) or run.name in names:
             raise ConfigError(f"{path}: run {run.name!r}: names are unique and made of letters, digits and '._-'.")
         names.add(run.name)
         try:
+            run = run if scale == 1 else run.scaled(scale)
+            run = dataclasses.replace(run, overrides={**run.overrides, **extra})
             checked.append((run, run.resolve()))
         except (ConfigError, FileNotFoundError) as error:
             raise ConfigError(f"{path}: run {run.name}: {error}") from None

@@ -1,10 +1,13 @@
-"""Runs of a sweep one after another, each in a process of its own."""
+"""Runs of a sweep, each in a process of its own: one after another, or a few side by side."""
 
+import concurrent.futures
 import dataclasses
+import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from etils import epath
@@ -24,37 +27,108 @@ class Outcome:
     failure: str
 
 
-def execute(runs: list[tuple[Run, Config]], workdir: str) -> list[Outcome]:
+def execute(runs: list[tuple[Run, Config]], workdir: str, parallel: int = 1) -> list[Outcome]:
     """Runs what is not finished, in order; a failed run does not stop the others.
 
-    Each run's output goes to the terminal and to `output.log` in its folder. SIGTERM and Ctrl-C end the run in progress
-    as they would end it alone, then the sweep: the same command goes on from there.
+    Each run's output goes to the terminal and to `output.log` in its folder. SIGTERM and Ctrl-C end the runs in progress
+    as they would end alone, then the sweep: the same command goes on from there.
+
+    Args:
+      runs: with their checked configs.
+      workdir: receives a folder per run.
+      parallel: how many run side by side; each then computes with its share of this machine's cores.
     """
-    states: dict[str, State] = {run.name: state_of(epath.Path(workdir) / run.name, config) for run, config in runs}
-    steps_left = sum(config.total_steps for run, config in runs if states[run.name] in ("to do", "started"))
-    steps_done, seconds = 0, 0.0
-    outcomes = []
+    sweep = _Sweep(runs, workdir, parallel)
     signal.signal(signal.SIGTERM, _interrupt)
-    for number, (run, config) in enumerate(runs, start=1):
-        folder, state = epath.Path(workdir) / run.name, states[run.name]
-        left = f", about {duration(seconds / steps_done * steps_left)} left" if steps_done else ""
-        print(f"[{number}/{len(runs)}] {run.name}: {_verb(state)}{left}", flush=True)
+    with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+        futures = [pool.submit(sweep.run, number) for number in range(len(runs))]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            sweep.stop()
+            raise
+
+
+class _Sweep:
+    """The runs in progress, and how much is left; its methods are called from several threads."""
+
+    def __init__(self, runs: list[tuple[Run, Config]], workdir: str, parallel: int):
+        self.runs, self.workdir, self.parallel = runs, workdir, parallel
+        states = [state_of(epath.Path(workdir) / run.name, config) for run, config in runs]
+        self.states: list[State] = states
+        self.steps_left = sum(
+            config.total_steps for (_, config), state in zip(runs, states, strict=True) if state in ("to do", "started")
+        )
+        self.steps_done, self.start = 0, time.monotonic()
+        self.lock = threading.Lock()
+        self.processes: set[subprocess.Popen[str]] = set()
+        self.stopping = False
+
+    def run(self, number: int) -> Outcome:
+        """What became of the run with this index."""
+        (run, config), state = self.runs[number], self.states[number]
+        folder = epath.Path(self.workdir) / run.name
+        with self.lock:
+            seconds = time.monotonic() - self.start
+            left = f", about {duration(seconds / self.steps_done * self.steps_left)} left" if self.steps_done else ""
+        print(f"[{number + 1}/{len(self.runs)}] {run.name}: {_verb(state)}{left}", flush=True)
         if state == "changed":
-            outcomes.append(
-                Outcome(run.name, f"the folder holds a run of another config ({difference(folder, config)})")
-            )
-        elif state == "finished":
-            outcomes.append(Outcome(run.name, ""))
-        else:
-            start = time.monotonic()
-            failure = _run(run, folder, workdir)
-            if not failure and state_of(folder, config) != "finished":
-                failure = "it ended without results of its last step"
-            outcomes.append(Outcome(run.name, failure))
-            steps_left -= config.total_steps
-            if not failure:
-                steps_done, seconds = steps_done + config.total_steps, seconds + time.monotonic() - start
-    return outcomes
+            return Outcome(run.name, f"the folder holds a run of another config ({difference(folder, config)})")
+        if state == "finished":
+            return Outcome(run.name, "")
+        failure = self._train(run, folder)
+        if not failure and state_of(folder, config) != "finished":
+            failure = "it ended without results of its last step"
+        with self.lock:
+            self.steps_left -= config.total_steps
+            self.steps_done += 0 if failure else config.total_steps
+        return Outcome(run.name, failure)
+
+    def stop(self) -> None:
+        """Ends the runs in progress as a signal ends one alone; no other starts."""
+        with self.lock:
+            self.stopping = True
+            for process in self.processes:
+                process.terminate()
+
+    def _train(self, run: Run, folder: epath.Path) -> str:
+        """Trains one; returns "" or why it failed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [*COMMAND, *run.arguments(self.workdir)]
+        last, prefix = "", f"{run.name}  " if self.parallel > 1 else ""
+        with (folder / "output.log").open("a", encoding="utf-8") as log:
+            log.write(f"$ {shlex.join(command)}\n")
+            with self.lock:
+                if self.stopping:
+                    return "not started"
+                process = subprocess.Popen(
+                    command,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    errors="replace",
+                    env={**os.environ, **_share_of_cores(self.parallel)},
+                )
+                self.processes.add(process)
+            assert process.stdout
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                print(f"    {prefix}{line}", end="", flush=True)
+                last = line.strip() or last
+            code = process.wait()
+            with self.lock:
+                self.processes.remove(process)
+        return f"exit {code}: {last}" if code else ""
+
+
+def _share_of_cores(parallel: int) -> dict[str, str]:
+    """Environment of one of so many runs: as many threads as its share; not pinned, so that an idle core is used."""
+    if parallel == 1:
+        return {}
+    threads = str(max(1, len(os.sched_getaffinity(0)) // parallel))
+    return {"NPROC": threads, "OMP_NUM_THREADS": threads}  # XLA's and NumPy's
 
 
 def _verb(state: State) -> str:
@@ -63,28 +137,3 @@ def _verb(state: State) -> str:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def _run(run: Run, folder: epath.Path, workdir: str) -> str:
-    """Runs one; returns "" or why it failed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [*COMMAND, *run.arguments(workdir)]
-    last = ""
-    with (folder / "output.log").open("a", encoding="utf-8") as log:
-        log.write(f"$ {shlex.join(command)}\n")
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
-        assert process.stdout
-        try:
-            for line in process.stdout:
-                log.write(line)
-                log.flush()
-                print(f"    {line}", end="", flush=True)
-                last = line.strip() or last
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-    return f"exit {code}: {last}" if code else ""
