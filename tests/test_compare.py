@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
@@ -83,6 +84,33 @@ def test_a_chart_against_a_setting(folders):
         command.main([*arguments, "--x", "objective.views.recap.budgets"])
     with pytest.raises(SystemExit, match="no finished run among 1 folders"):
         command.main([str(folders)])
+
+
+def test_gains_are_paired_by_seed(folders, capsys):
+    """Seeds 0 and 1 of both: 20 - 10 and 24 - 12; seed 2, which only one row has, does not count."""
+    rows = [*sorted(folders.glob("clip-*")), *sorted(folders.glob("clips-short*"))]
+    command.main([str(path) for path in rows] + ["--gains"])
+    assert "unseen" not in (output := capsys.readouterr().out)
+    assert "clip -> clips-short" in output and "image → text R@1 (%): +11.0 ± 1.4" in output
+    page = (folders / "compare.html").read_text()
+    assert "<td>+11.0 ± 1.4</td>" in page and page.count("<h3>Gains</h3>") == 1
+
+
+def test_a_level_is_drawn_across_and_figures_stand_alone(folders):
+    config = clips.get_config("smoke=True")
+    for budget in (2, 16):
+        config.objective.views.recap.budget = budget
+        write(folders / f"clips-{budget}", config, 40.0 + budget)
+    arguments = [str(path) for path in sorted(folders.glob("clips-*"))] + ["--x", "objective.views.recap.budget"]
+    with pytest.raises(SystemExit, match="no such row; there are clips-16"):
+        command.main([*arguments, "--level", "clip"])
+    command.main([*arguments, "--level", "clips-short"])
+    path = folders / "figures" / "names_image_text_r_1_by_objective_views_recap_budget.svg"
+    drawing = xml.etree.ElementTree.parse(path).getroot()  # well-formed
+    texts = [element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert "clips-short, for comparison: 22" in texts and "objective.views.recap.budget: 56" in texts
+    assert {"2", "12", "16"} <= set(texts)  # the points themselves: the axis is logarithmic
+    assert "http" not in path.read_text().replace("http://www.w3.org/2000/svg", "")
 
 
 def test_other_images_seen_are_another_row(folders):

@@ -1,7 +1,12 @@
 """Sweeps: every file is valid before anything runs; finished runs are skipped; failed ones are named at the end."""
 
 import json
+import pathlib
+import re
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -39,6 +44,15 @@ def test_sweeps_are_valid(name):
     smoke = load_sweep(path, True, {"seed": "7"})
     assert 1 < len(smoke) <= 10
     assert all(config.total_steps == 20 and config.seed == 7 for _, config in smoke)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_run_can_be_a_job_of_a_cluster(name):
+    runs = [run.name for run, _ in load_sweep(f"configs/sweeps/{name}.py", False, {})] + ["x" * 50 + "-1", "x" * 50]
+    wanted = re.search(r"\$name =~ (\S+) ", pathlib.Path("launch/gke.sh").read_text())
+    assert wanted
+    jobs = [command.job_name(run) for run in runs]
+    assert len(set(jobs)) == len(runs) and [job for job in jobs if not re.fullmatch(wanted[1], job)] == []
 
 
 @pytest.mark.parametrize(
@@ -93,9 +107,71 @@ def test_runs_skips_and_reports(tmp_path, monkeypatch, capsys):
     assert "4 runs, 1 finished" in capsys.readouterr().out
 
 
+def test_scale_shrinks_images_and_warm_up_alike():
+    whole, part = (load_sweep("configs/sweeps/ladder.py", False, {}, scale) for scale in (1.0, 0.25))
+    assert {config.total_steps for _, config in part} == {450}
+    for (run, before), (again, after) in zip(whole, part, strict=True):
+        assert run.name == again.name and again.overrides["total_samples"] == after.total_samples
+        assert after.optimizer.warmup_samples * 4 == before.optimizer.warmup_samples
+    (_, own), *_ = load_sweep("configs/sweeps/ladder.py", False, {"total_samples": "12800"}, 0.25)
+    assert own.total_samples == 12800
+
+
+def test_runs_side_by_side_overlap_and_share_the_cores(tmp_path, monkeypatch, capsys):
+    """Each waits for the other to have started: one after another they would never end."""
+    (tmp_path / "sweep.py").write_text(SWEEP.replace("range(4)", "(0, 3)"))
+    waits = """
+import os, time
+(folder / "here").write_text(os.environ["NPROC"])
+for _ in range(200):
+    if len(list(folder.parent.glob("*/here"))) == 2:
+        break
+    time.sleep(0.1)
+else:
+    sys.exit("alone")
+"""
+    (tmp_path / "stub.py").write_text(STUB + waits)
+    for run, config in load_sweep(str(tmp_path / "sweep.py"), False, {}):
+        (tmp_path / f"{run.name}.json").write_text(json.dumps(to_dict(config)))
+    monkeypatch.setattr(execute, "COMMAND", (sys.executable, str(tmp_path / "stub.py")))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--sweep", str(tmp_path / "sweep.py"), "--workdir", str(tmp_path / "runs"), "--parallel", "2"])
+    output = capsys.readouterr().out
+    assert stop.value.code == 0 and "2 of 2 runs are finished" in output
+    assert "    seed3  step 20/20" in output  # lines say whose they are
+    assert {path.read_text() for path in (tmp_path / "runs").glob("*/here")} == {"3"}
+
+
+def test_a_signal_ends_the_runs_in_progress_and_starts_no_other(tmp_path):
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    stub = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])["workdir"])
+signal.signal(signal.SIGTERM, lambda *_: ((folder / "ended").touch(), sys.exit(75)))
+(folder / "started").touch()
+time.sleep(60)
+"""
+    (tmp_path / "stub.py").write_text(stub)
+    starter = (
+        "import sys; from clips_jax.sweep import execute, __main__;"
+        f"execute.COMMAND = (sys.executable, {str(tmp_path / 'stub.py')!r});"
+        f"__main__.main(['--sweep', {str(tmp_path / 'sweep.py')!r}, '--workdir', {str(tmp_path)!r}, '--parallel', '2'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", starter], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*/started"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "the same command goes on from here" in errors
+    assert {path.parent.name for path in tmp_path.glob("*/ended")} == {"seed0", "seed1"}
+    assert not (tmp_path / "seed2").exists()
+
+
 def test_equal_flops(monkeypatch):
-    """Images times FLOPs per image is the same for every step, to within one batch; the dearest keeps its images."""
-    cost = {"none": 1e6, "learnable": 3e6, "teacher_forced": 4e6}
+    """Images times FLOPs per image is the same for every step, to within one batch; the last keeps its images."""
+    cost = {"none": 1e6, "learnable": 8e6, "teacher_forced": 4e6}
     kinds = []
 
     def fake(config):
@@ -104,5 +180,6 @@ def test_equal_flops(monkeypatch):
 
     monkeypatch.setattr("clips_jax.report.runs.flops_per_image", fake)
     runs = load_sweep("configs/sweeps/ladder_equal_flops.py", True, {})
-    assert [config.total_steps for _, config in runs] == [80, 80, 80, 80, round(20 * 4 / 3), 20]
+    assert [config.total_steps for _, config in runs] == [80, 80, 80, 80, 10, 20]
+    assert [config.optimizer.warmup_samples / config.total_samples for _, config in runs] == [0.05] * 6
     assert kinds.count("none") == 4  # once per step, not per run

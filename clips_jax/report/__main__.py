@@ -1,11 +1,13 @@
 """One table and plots over runs.
 
   python -m clips_jax.report runs/ladder/*
-  python -m clips_jax.report runs/inverse_effect/* --x objective.views.mix.budget --series objective.views.mix.mask
+  python -m clips_jax.report runs/ladder/* --gains
+  python -m clips_jax.report runs/inverse_effect/* --x objective.views.mix.budget --series objective.views.mix.mask \\
+      --level truncation-128
 
 Runs that differ by nothing but the seed are one row, with mean and standard deviation. Writes compare.html, compare.csv
-(a line per row) and runs.csv (a line per run). Folders without results, or stopped before their last step, are left out
-and named.
+(a line per row), runs.csv (a line per run) and figures/*.svg. Folders without results, or stopped before their last
+step, are left out and named.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from clips_jax.config import ConfigError
-from clips_jax.report.compare import terminal_table, write_comparison
+from clips_jax.report.compare import Wishes, terminal_gains, terminal_table, write_comparison
 from clips_jax.report.runs import flops_per_image, group, metrics, read_run
 
 
@@ -28,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", help="folder for the files (default: the folder that the first workdir lies in)")
     parser.add_argument("--x", default="", metavar="KEY", help="numeric setting to draw results against")
     parser.add_argument("--series", default="", metavar="KEY", help="setting that tells the lines of that chart apart")
+    parser.add_argument("--level", default="", metavar="ROW", help="row drawn across that chart, to compare with")
+    parser.add_argument("--gains", action="store_true", help="each row's difference from the row before, seed by seed")
     arguments = parser.parse_args(argv)
     runs, left_out = [], {}
     for folder in arguments.workdirs:
@@ -47,9 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if key and not any(key in run.settings for run in runs):
             sys.exit(f"{option} {key}: no run has such a setting; its config.json has them all.")
     rows = group(runs, _count_flops)
+    if arguments.level and arguments.level not in [row.name for row in rows]:
+        sys.exit(f"--level {arguments.level}: no such row; there are {', '.join(row.name for row in rows)}.")
     out = arguments.out or os.path.dirname(os.path.normpath(arguments.workdirs[0])) or "."
-    paths = write_comparison(out, rows, left_out, arguments.x, arguments.series)
+    wishes = Wishes(arguments.x, arguments.series, arguments.level, arguments.gains)
+    paths = write_comparison(out, rows, left_out, wishes)
     print(terminal_table(rows, metrics(rows)))
+    if arguments.gains:
+        print(f"\n{terminal_gains(rows, metrics(rows))}\n")
     for folder, reason in left_out.items():
         print(f"left out: {folder}: {reason}")
     print(f"\nwritten: {', '.join(str(path) for path in paths)}")

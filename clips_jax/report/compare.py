@@ -5,11 +5,13 @@ import dataclasses
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from clips_jax.evaluators.results import DIRECTIONS, write_atomically
 from clips_jax.report import runs as collected
@@ -19,6 +21,9 @@ from clips_jax.report.report import column, make_environment
 from clips_jax.report.runs import Metric, Row
 
 MOST_LINES = 6  # that a chart can tell apart
+# An axis of a setting whose largest value is so many times its smallest is logarithmic.
+WIDE = 8
+STYLE = Path(__file__).parent
 _ARROWS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 
@@ -32,20 +37,40 @@ class Figure:
     legend: Sequence[tuple[Markup, str, str]] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What the page shows beyond the table.
+
+    Attributes:
+      x: a setting to draw the headline metric against, such as "objective.views.mix.budget"; "" draws no such chart.
+      series: a setting that tells its lines apart; "" is one line.
+      level: name of a row that is drawn across that chart, to compare with; "" is none.
+      gains: whether each row's difference from the row before is shown, a ladder's steps.
+    """
+
+    x: str = ""
+    series: str = ""
+    level: str = ""
+    gains: bool = False
+
+
 def write_comparison(
-    out: epath.PathLike, rows: Sequence[Row], left_out: Mapping[str, str], x: str = "", series: str = ""
+    out: epath.PathLike, rows: Sequence[Row], left_out: Mapping[str, str], wishes: Wishes
 ) -> list[epath.Path]:
-    """Writes compare.html, compare.csv (a line per row) and runs.csv (a line per run) into `out`; returns their paths.
+    """Writes into `out`: compare.html, compare.csv (a line per row), runs.csv (a line per run), figures/*.svg.
 
     Args:
       rows: at least one.
       left_out: why, by folder, for runs that are not in the table.
-      x: a setting to draw the headline metric against, such as "objective.views.mix.budget"; "" draws no such chart.
-      series: a setting that tells its lines apart; "" is one line.
+      wishes: what else to show.
+
+    Returns:
+      the paths of the page and the tables.
     """
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = collected.metrics(rows)
+    figures = _figures(rows, wanted, wishes)
     page = (
         make_environment()
         .get_template("compare.html")
@@ -56,7 +81,9 @@ def write_comparison(
             cell=_cell,
             number=number,
             finite=math.isfinite,
-            figures=_figures(rows, wanted, x, series),
+            figures=figures,
+            steps=list(zip(rows, rows[1:], strict=False)) if wishes.gains else [],
+            gain=gain_cell,
             settings=collected.differing_settings(rows),
             plain=_plain,
             left_out=left_out,
@@ -65,6 +92,9 @@ def write_comparison(
     files = {"compare.html": page, "compare.csv": _row_table(rows, wanted), "runs.csv": _run_table(rows, wanted)}
     for name, text in files.items():
         write_atomically(folder / name, text)
+    (folder / "figures").mkdir(exist_ok=True)
+    for figure in figures:
+        write_atomically(folder / "figures" / f"{slug(figure.heading)}.svg", standalone(figure))
     return [folder / name for name in files]
 
 
@@ -83,22 +113,30 @@ def measure(metric: Metric) -> str:
 
 
 def _cell(row: Row, metric: Metric) -> str:
-    mean, spread = row.mean(metric), row.spread(metric)
+    return _with_spread(row.mean(metric), row.spread(metric), metric)
+
+
+def gain_cell(before: Row, after: Row, metric: Metric) -> str:
+    """ "+3.9 ± 0.6": the mean over the seeds that both have, and the standard deviation of the differences."""
+    return _with_spread(*collected.gain(before, after, metric), metric, sign="+")
+
+
+def _with_spread(mean: float, spread: float, metric: Metric, sign: str = "") -> str:
     digits = 3 if metric[1] == "loss" else 1
     if not math.isfinite(mean):
         return "–"
-    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if math.isfinite(spread) else "")
+    return f"{mean:{sign}.{digits}f}" + (f" ± {spread:.{digits}f}" if math.isfinite(spread) else "")
 
 
 def _plain(value: Any) -> str:
     return "–" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def _figures(rows: Sequence[Row], metrics: Sequence[Metric], x: str, series: str) -> list[Figure]:
+def _figures(rows: Sequence[Row], metrics: Sequence[Metric], wishes: Wishes) -> list[Figure]:
     figures = []
-    if x:
-        figures += [_against(rows, metric, x, series) for metric in metrics[:2]]
-    for metric in metrics[:2] or metrics[:1]:
+    if wishes.x:
+        figures += [_against(rows, metric, wishes) for metric in metrics[:2]]
+    for metric in (*metrics[:2], *(one for one in metrics[2:] if not one[1].startswith("text_to_image"))):
         svg = dot_chart([(row.name, row.mean(metric), row.spread(metric)) for row in rows], label(metric))
         if svg:
             text = "Mean over seeds; the bar is one standard deviation to each side, for two seeds or more."
@@ -124,23 +162,59 @@ def _figures(rows: Sequence[Row], metrics: Sequence[Metric], x: str, series: str
     return [figure for figure in figures if figure is not None]
 
 
-def _against(rows: Sequence[Row], metric: Metric, x: str, series: str) -> Figure | None:
-    """The metric by a setting, a line per value of another."""
+def _against(rows: Sequence[Row], metric: Metric, wishes: Wishes) -> Figure | None:
+    """The metric by a setting, a line per value of another, and one row's value across."""
+    x, series = wishes.x, wishes.series
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for row in rows:
         settings = row.runs[0].settings
         place = settings.get(x)
-        if isinstance(place, (int, float)) and math.isfinite(row.mean(metric)):
+        if row.name != wishes.level and isinstance(place, (int, float)) and math.isfinite(row.mean(metric)):
             name = _plain(settings.get(series)) if series else x
             lines.setdefault(name, []).append((float(place), row.mean(metric), row.spread(metric)))
     drawn = [
         Series(name, *(list(part) for part in zip(*sorted(points), strict=True))) for name, points in lines.items()
     ]
-    chart: Chart | None = line_chart(drawn, measure(metric), x_label=x)
+    places = [place for one in drawn for place in one.xs]
+    for row in rows:
+        if row.name == wishes.level and places:
+            mean, spread = [row.mean(metric)] * 2, [row.spread(metric)] * 2
+            drawn.append(Series(f"{row.name}, for comparison", [min(places), max(places)], mean, spread))
+    wide = bool(places) and max(places) >= WIDE * min(places) > 0
+    chart: Chart | None = line_chart(drawn, measure(metric), x_label=x, log_x=wide)
     if chart is None:
         return None
     text = "Mean over seeds, with one standard deviation to each side." + (f" Lines: {series}." if series else "")
     return Figure(f"{label(metric)} by {x}", text, chart.svg, chart.legend)
+
+
+def slug(heading: str) -> str:
+    """ "unseen_drawings_image_text_r_1" """
+    return re.sub(r"[^a-z0-9]+", "_", heading.lower()).strip("_")
+
+
+def standalone(figure: Figure) -> str:
+    """The figure as an SVG file by itself: heading and legend inside, colours by the reader's scheme."""
+    drawing = str(figure.svg)  # Markup would escape what is put into it
+    found = re.search(r'viewBox="0 0 (\d+) (\d+)"', drawing)
+    assert found
+    width, height = map(int, found.groups())
+    parts = [f'<text class="title" x="8" y="22">{escape(figure.heading)}</text>']
+    parts.append(drawing.replace("<svg ", f'<svg y="30" width="{width}" height="{height}" ', 1))
+    at = height + 48
+    for sample, name, last in figure.legend:
+        parts.append(str(sample).replace("<svg ", f'<svg x="12" y="{at - 9}" width="34" height="10" ', 1))
+        parts.append(f'<text x="56" y="{at}">{escape(name)}: {escape(last)}</text>')
+        at += 19
+    rules = (STYLE / "style.css").read_text(encoding="utf-8")
+    style = rules[: rules.index("* {")] + "".join(
+        f"{line}\n"
+        for line in rules.splitlines()
+        if re.match(r"\.(chart|grid|axis|line|mean|spread|bar)\b|circle", line)
+    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width} {at}" width="{width}">'
+    page = '<rect width="100%" height="100%" style="fill: var(--card)"/>'
+    return f"{head}<style>{style}</style>{page}{''.join(parts)}</svg>\n"
 
 
 def _curve(row: Row, metric: Metric) -> Series:
@@ -204,3 +278,12 @@ def terminal_table(rows: Sequence[Row], metrics: Sequence[Metric]) -> str:
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
         for line in cells
     )
+
+
+def terminal_gains(rows: Sequence[Row], metrics: Sequence[Metric]) -> str:
+    """Each row's difference from the row before, a line per metric and step."""
+    lines = []
+    for before, after in zip(rows, rows[1:], strict=False):
+        lines.append(f"{before.name} -> {after.name}")
+        lines += [f"    {label(metric)}: {gain_cell(before, after, metric)}" for metric in metrics]
+    return "\n".join(lines)

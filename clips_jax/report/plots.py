@@ -14,6 +14,8 @@ MOST_POINTS = 300
 MOST_BARS = 40
 # Lines with at most this many points get a marker at each.
 FEW_POINTS = 30
+# A logarithmic x axis marks the points themselves if there are no more than this.
+FEW_MARKS = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Chart:
     notes: list[str]
 
 
-def line_chart(series: Sequence[Series], y_label: str, x_label: str = "step", log: bool = False) -> Chart | None:
+def line_chart(
+    series: Sequence[Series], y_label: str, x_label: str = "step", log: bool = False, log_x: bool = False
+) -> Chart | None:
     """Draws the lines over a common x axis; None if there is no finite point.
 
     Args:
@@ -53,6 +57,7 @@ def line_chart(series: Sequence[Series], y_label: str, x_label: str = "step", lo
       y_label: title of the y axis, with its unit.
       x_label: title of the x axis.
       log: logarithmic y axis, if all values are positive.
+      log_x: logarithmic x axis from the first point to the last, if all are positive; it marks them if they are few.
     """
     notes: list[str] = []
     lines = [(one, _finite(one)) for one in series]
@@ -70,15 +75,20 @@ def line_chart(series: Sequence[Series], y_label: str, x_label: str = "step", lo
     bars = [[(x, y, s) for x, y, s in zip(*_columns(one), strict=True) if math.isfinite(y + s)] for one, _ in lines]
     ys += [y + sign * s for line in bars for _, y, s in line for sign in (-1, 1)]
     log = log and min(ys) > 0
-    x_ticks = ticks(0, max(xs))
+    log_x = log_x and min(xs) > 0
+    few = sorted(set(xs)) if len(set(xs)) <= FEW_MARKS else _log_ticks(min(xs), max(xs))
+    x_ticks = few if log_x else ticks(0, max(xs))
     # A line that comes near zero gets an axis that shows it.
     lowest = 0.0 if 0 < min(ys) < 0.6 * max(ys) else min(ys)
     y_ticks = _log_ticks(min(ys), max(ys)) if log else ticks(lowest, max(ys))
     height = math.log10 if log else float
 
     # The x axis ends with the data; the y axis at round values.
-    to_x = scale(0, max(xs), LEFT, WIDTH - RIGHT)
+    along = scale(math.log(min(xs)) if log_x else 0, math.log(max(xs)) if log_x else max(xs), LEFT, WIDTH - RIGHT)
     on_axis = scale(height(y_ticks[0]), height(y_ticks[-1]), HEIGHT - BOTTOM, TOP)
+
+    def to_x(value: float) -> float:
+        return along(math.log(value) if log_x else value)
 
     def to_y(value: float) -> float:
         return on_axis(height(value))

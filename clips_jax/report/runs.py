@@ -72,6 +72,19 @@ class Row:
         return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
+def gain(before: Row, after: Row, metric: Metric) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1) of the metric's difference, over the seeds that both rows have.
+
+    Seeds are paired: a seed's two runs draw the same records, so what it adds to both does not count as spread. NaN
+    without a pair, and for the deviation of a single one.
+    """
+    found = [{run.seed: run.results.get(metric[0], {}).get(metric[1]) for run in row.runs} for row in (before, after)]
+    pairs = [(found[0].get(seed), value) for seed, value in found[1].items()]
+    differences = [new - old for old, new in pairs if old is not None and new is not None]
+    mean = statistics.fmean(differences) if differences else math.nan
+    return mean, statistics.stdev(differences) if len(differences) > 1 else math.nan
+
+
 def read_run(folder: str) -> Run:
     """Reads a workdir; raises `FileNotFoundError` saying what is missing, `ValueError` for files that are not whole."""
     path = epath.Path(folder)

@@ -15,6 +15,7 @@ finished, 1 if one failed.
 """
 
 import argparse
+import hashlib
 import re
 import shlex
 import sys
@@ -69,9 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.print:
         for (run, _), state in zip(runs, states, strict=True):
             if state != "finished":
-                # Kubernetes wants lower-case letters, digits and dashes.
-                name = re.sub(r"[^a-z0-9]+", "-", run.name.lower()).strip("-")
-                options = ["--name", name, *shlex.split(arguments.job_options)]
+                options = ["--name", job_name(run.name), *shlex.split(arguments.job_options)]
                 print(shlex.join([LAUNCHERS[arguments.print], *options, *run.arguments(arguments.workdir)]))
         return
     if arguments.dry_run:
@@ -89,6 +88,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for outcome in failed:
         print(f"failed: {outcome.name}: {outcome.failure}")
     sys.exit(1 if failed else 0)
+
+
+def job_name(run: str) -> str:
+    """What Kubernetes takes for a name: lower-case letters, digits and dashes, a letter first, at most 40."""
+    plain = re.sub(r"[^a-z0-9]+", "-", run.lower()).strip("-")
+    plain = plain if plain[:1].isalpha() else f"run-{plain}"
+    if len(plain) > 40:  # the end tells runs of a sweep apart, and so does a digest of the whole
+        plain = f"{plain[:33].rstrip('-')}-{hashlib.sha256(run.encode()).hexdigest()[:6]}"
+    return plain
 
 
 if __name__ == "__main__":

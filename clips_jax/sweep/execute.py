@@ -30,8 +30,8 @@ class Outcome:
 def execute(runs: list[tuple[Run, Config]], workdir: str, parallel: int = 1) -> list[Outcome]:
     """Runs what is not finished, in order; a failed run does not stop the others.
 
-    Each run's output goes to the terminal and to `output.log` in its folder. SIGTERM and Ctrl-C end the runs in progress
-    as they would end alone, then the sweep: the same command goes on from there.
+    Each run's output goes to the terminal and to `output.log` in its folder. SIGTERM and Ctrl-C end the runs in
+    progress as they would end alone, then the sweep: the same command goes on from there.
 
     Args:
       runs: with their checked configs.
@@ -55,11 +55,9 @@ class _Sweep:
 
     def __init__(self, runs: list[tuple[Run, Config]], workdir: str, parallel: int):
         self.runs, self.workdir, self.parallel = runs, workdir, parallel
-        states = [state_of(epath.Path(workdir) / run.name, config) for run, config in runs]
-        self.states: list[State] = states
-        self.steps_left = sum(
-            config.total_steps for (_, config), state in zip(runs, states, strict=True) if state in ("to do", "started")
-        )
+        self.states: list[State] = [state_of(epath.Path(workdir) / run.name, config) for run, config in runs]
+        wanted = (config for (_, config), state in zip(runs, self.states, strict=True) if state in ("to do", "started"))
+        self.steps_left = sum(config.total_steps for config in wanted)
         self.steps_done, self.start = 0, time.monotonic()
         self.lock = threading.Lock()
         self.processes: set[subprocess.Popen[str]] = set()

@@ -345,7 +345,7 @@ def test_measure():
     assert m.mirror_left_right < 0.5 and m.mirror_top_bottom == 1.0 and not m.outline_only
 
 
-def _captioned(every):
+def _captioned(every, opening_first=recaption.OPENING_FIRST):
     """(concept, sentences) of some monochrome-like and coloured squares."""
     red, black = np.zeros((72, 72, 4), np.uint8), np.zeros((72, 72, 4), np.uint8)
     red[10:60, :36], red[10:60, 36:] = (221, 46, 68, 255), (255, 255, 255, 255)
@@ -354,7 +354,7 @@ def _captioned(every):
         for drawing in (red, black):
             key = f"{concept.code}/{drawing[10, 0, 0]}"
             measured, background = measure.measure(drawing), backgrounds.choose(drawing, key)
-            yield concept, recaption.sentences(concept, measured, background, key)
+            yield concept, recaption.sentences(concept, measured, background, key, opening_first)
 
 
 def test_recaption_of_every_kind_of_concept():
@@ -378,6 +378,20 @@ def test_alt_text_shares():
     kinds = collections.Counter(alt_text.kind_of(Dice(str(i))) for i in range(4000))
     for kind, share in alt_text.SHARES.items():
         assert abs(kinds[kind] / 4000 - share) < 0.03, kind
+
+
+def test_texts_that_test_claims():
+    """Half of the AltTexts say nothing, the others are the usual ones; the same sentences, in another order."""
+    some = concepts.load()[::4]
+    usual, noisy = ([alt_text.write(c, c.code, noise) for c in some] for noise in (0.0, 0.5))
+    same = np.mean([a == b for a, b in zip(usual, noisy, strict=True)])
+    assert 0.4 < same < 0.65  # 4 % of the usual ones say nothing either
+    named = [[concept.name in text for concept, text in zip(some, texts, strict=True)] for texts in (usual, noisy)]
+    assert np.mean(named[1]) < 0.6 * np.mean(named[0])
+    fixed, free = (dict(enumerate(_captioned(10, share))) for share in (1.0, 0.0))
+    assert all(sorted(fixed[i][1]) == sorted(free[i][1]) for i in fixed)
+    moved = np.mean([fixed[i][1][0] != free[i][1][0] for i in fixed])
+    assert 0.7 < moved < 0.95  # one in about seven begins so by chance
 
 
 def test_backgrounds_keep_black_drawings_readable():

@@ -67,7 +67,7 @@ def build(data_dir: str | None = None, config: str = "noto_color_held_out") -> t
 
     Args:
       data_dir: where prepared data lives; TFDS' own default if None.
-      config: 'noto_color_held_out', or 'openmoji_held_out' for tuning.
+      config: 'noto_color_held_out', or 'openmoji_held_out' for tuning; `builder.py` has others.
 
     Returns:
       a builder; `as_data_source` reads it, `builder.data_dir` holds `tokenizer.model`.

@@ -32,7 +32,11 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m clips_jax.data.emoji", description=__doc__)
     parser.add_argument("--data_dir", help="where prepared data lives (default: TFDS' own, ~/tensorflow_datasets)")
-    parser.add_argument("--config", default="noto_color_held_out", help="or openmoji_held_out, for tuning")
+    parser.add_argument(
+        "--config",
+        default="noto_color_held_out",
+        help="or openmoji_held_out, for tuning; noisy_alt_text or opening_anywhere, to test claims",
+    )
     parser.add_argument("--contact_sheet", metavar="FILE.png", help="write a sheet of pictures")
     args = parser.parse_args()
 

@@ -84,10 +84,18 @@ def _uninformative(dice: Dice) -> str:
     )
 
 
-def write(concept: Concept, key: str) -> str:
-    """The AltText of one picture; a function of the concept and a text key."""
+def write(concept: Concept, key: str, noise: float = 0.0) -> str:
+    """The AltText of one picture; a function of the arguments only.
+
+    Args:
+      concept: what is drawn.
+      key: of the text.
+      noise: this share of the AltTexts, beyond `SHARES`, says nothing of the picture; the others stay as they are.
+    """
     dice = Dice(f"alt text:{key}")
     kind, name = kind_of(dice), concept.name
+    if noise and Dice(f"alt text, noise:{key}").chance(noise):
+        kind = "uninformative"
     if kind == "web":
         return dice.pick(_WEB).format(name)
     if kind == "alias":

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from clips_jax.data.emoji import concepts, drawings, labels, records
+from clips_jax.data.emoji import concepts, drawings, labels, recaption, records
 
 _DESCRIPTION = """\
 Emoji as image, AltText and recaption triples: the same concepts drawn by several openly licensed sets.
@@ -48,10 +48,14 @@ class EmojiConfig(tfds.core.BuilderConfig):
     Attributes:
       train_sets: names of drawing sets.
       held_out_set: name of the drawing set of both test splits.
+      noise: share of the training AltTexts that say nothing of the picture, beyond the usual ones.
+      opening_first: share of the training recaptions whose first sentence is the one that says the name.
     """
 
-    train_sets: tuple[str, ...] = ()
-    held_out_set: str = ""
+    train_sets: tuple[str, ...] = ("twemoji", "openmoji", "noto_monochrome")
+    held_out_set: str = "noto_color"
+    noise: float = 0.0
+    opening_first: float = recaption.OPENING_FIRST
 
 
 class Emoji(tfds.core.GeneratorBasedBuilder):
@@ -63,14 +67,22 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
         EmojiConfig(
             name="noto_color_held_out",
             description="Trains on Twemoji, OpenMoji and Noto monochrome; tests on Noto Color.",
-            train_sets=("twemoji", "openmoji", "noto_monochrome"),
-            held_out_set="noto_color",
         ),
         EmojiConfig(
             name="openmoji_held_out",
             description="For tuning: trains on Twemoji and Noto monochrome; tests on OpenMoji.",
             train_sets=("twemoji", "noto_monochrome"),
             held_out_set="openmoji",
+        ),
+        EmojiConfig(
+            name="noisy_alt_text",
+            description="To test claims: as noto_color_held_out, and half of the training AltTexts say nothing.",
+            noise=0.5,
+        ),
+        EmojiConfig(
+            name="opening_anywhere",
+            description="To test claims: as noto_color_held_out, but no training recaption has a fixed beginning.",
+            opening_first=0.0,
         ),
     ]
 
@@ -119,7 +131,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
             return records.without_duplicates(drawings.drawings(config.held_out_set, everything))
 
         def train() -> Iterator[tuple[str, dict[str, Any]]]:
-            for record in records.training_records(config.train_sets, everything):
+            for record in records.training_records(config.train_sets, everything, config.noise, config.opening_first):
                 yield record["id"], record
 
         def test(unseen: bool) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -27,6 +27,8 @@ MIN_SENTENCES, MAX_SENTENCES = 5, 8
 
 # Assumption: how often an optional sentence says the name instead of 'it'.
 _NAME_AGAIN = 0.4
+# Share of the recaptions that begin with their opening; the others have it anywhere (assumption).
+OPENING_FIRST = 0.8
 # Assumption: likeness with the mirror image above which people see symmetry.
 _SYMMETRIC, _NEARLY_SYMMETRIC = 0.97, 0.88
 
@@ -214,7 +216,9 @@ def _words(text: str) -> int:
     return len(text.split())
 
 
-def sentences(concept: Concept, measured: Measurements, background: Background, key: str) -> list[str]:
+def sentences(
+    concept: Concept, measured: Measurements, background: Background, key: str, opening_first: float = OPENING_FIRST
+) -> list[str]:
     """The recaption's sentences: 5 to 8, together 60 to 110 words; a function of the arguments only."""
     dice = Dice(f"recaption:{key}")
     writer = _Writer(concept, measured, background, dice)
@@ -239,9 +243,8 @@ def sentences(concept: Concept, measured: Measurements, background: Background, 
     while left_out and _words(" ".join([opening, *body])) < MIN_WORDS:
         _lengthen(body, left_out, len(fixed))
 
-    # Four in five open with the opening; the rest have it anywhere.
     body = dice.shuffled(body)
-    body.insert(0 if dice.chance(0.8) else dice.below(len(body) + 1), opening)
+    body.insert(0 if dice.chance(opening_first) else dice.below(len(body) + 1), opening)
     return body
 
 
@@ -256,6 +259,8 @@ def _lengthen(body: list[str], left_out: list[str], n_fixed: int) -> None:
     body[shortest] = longest
 
 
-def write(concept: Concept, measured: Measurements, background: Background, key: str) -> str:
+def write(
+    concept: Concept, measured: Measurements, background: Background, key: str, opening_first: float = OPENING_FIRST
+) -> str:
     """The recaption as one text."""
-    return " ".join(sentences(concept, measured, background, key))
+    return " ".join(sentences(concept, measured, background, key, opening_first))

@@ -32,16 +32,31 @@ def png(picture: np.ndarray) -> bytes:
 
 
 def record(
-    concept: Concept, drawing: np.ndarray, measured: Measurements, set_name: str, variant: int
+    concept: Concept,
+    drawing: np.ndarray,
+    measured: Measurements,
+    set_name: str,
+    variant: int,
+    noise: float = 0.0,
+    opening_first: float = recaption.OPENING_FIRST,
 ) -> dict[str, Any]:
-    """One record; a function of its arguments only. The drawing is RGBA uint8 (72, 72, 4)."""
+    """One record; a function of its arguments only.
+
+    Args:
+      concept: what is drawn.
+      drawing: RGBA uint8 (72, 72, 4).
+      measured: on the drawing.
+      set_name: of the drawing's set.
+      variant: 0 to `VARIANTS` - 1.
+      noise, opening_first: of `alt_text.write`, `recaption.write`.
+    """
     key = f"{set_name}/{concept.code}/{variant}"
     background = backgrounds.choose(drawing, key)
     return {
         "id": key,
         "image": io.BytesIO(png(backgrounds.compose(drawing, background))),
-        "alt_text": alt_text.write(concept, key),
-        "recaption": recaption.write(concept, measured, background, key),
+        "alt_text": alt_text.write(concept, key, noise),
+        "recaption": recaption.write(concept, measured, background, key, opening_first),
         "name": concept.name,
         "aliases": list(concept.aliases),
         "group": concept.group,
@@ -51,14 +66,19 @@ def record(
     }
 
 
-def training_records(set_names: Iterable[str], concepts: Sequence[Concept]) -> Iterator[dict[str, Any]]:
-    """Records of every drawing of every trained concept in the sets, `VARIANTS` each."""
+def training_records(
+    set_names: Iterable[str],
+    concepts: Sequence[Concept],
+    noise: float = 0.0,
+    opening_first: float = recaption.OPENING_FIRST,
+) -> Iterator[dict[str, Any]]:
+    """Records of every drawing of every trained concept in the sets, `VARIANTS` each; settings as in `record`."""
     trained = [c for c in concepts if not c.unseen]
     for set_name in set_names:
         for concept, drawing in drawings(set_name, trained):
             measured = measure(drawing)
             for variant in range(VARIANTS):
-                yield record(concept, drawing, measured, set_name, variant)
+                yield record(concept, drawing, measured, set_name, variant, noise, opening_first)
 
 
 def _same(drawings_rgba: np.ndarray) -> np.ndarray:
