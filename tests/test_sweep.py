@@ -143,6 +143,26 @@ else:
     assert {path.read_text() for path in (tmp_path / "runs").glob("*/here")} == {"3"}
 
 
+def test_a_run_that_asks_for_it_is_started_again(tmp_path, monkeypatch, capsys):
+    """Exit code 75: the first run is through at its third start, the second never is."""
+    (tmp_path / "sweep.py").write_text(SWEEP.replace("range(4)", "(0, 3)"))
+    asks = """
+with (folder / "starts").open("a") as file:
+    file.write("x")
+if arguments["config.seed"] == "3" or (folder / "starts").stat().st_size < 3:
+    sys.exit(75)
+"""
+    (tmp_path / "stub.py").write_text(STUB.replace("if arguments", f"{asks}if arguments", 1))
+    for run, config in load_sweep(str(tmp_path / "sweep.py"), False, {}):
+        (tmp_path / f"{run.name}.json").write_text(json.dumps(to_dict(config)))
+    monkeypatch.setattr(execute, "COMMAND", (sys.executable, str(tmp_path / "stub.py")))
+    with pytest.raises(SystemExit):
+        command.main(["--sweep", str(tmp_path / "sweep.py"), "--workdir", str(tmp_path / "runs")])
+    output = capsys.readouterr().out
+    assert "1 of 2 runs are finished" in output and "failed: seed3: exit 75" in output
+    assert [(tmp_path / "runs" / f"seed{i}" / "starts").stat().st_size for i in (0, 3)] == [3, execute.STARTS]
+
+
 def test_a_signal_ends_the_runs_in_progress_and_starts_no_other(tmp_path):
     (tmp_path / "sweep.py").write_text(SWEEP)
     stub = """

@@ -14,8 +14,10 @@ from etils import epath
 
 from clips_jax.config import Config
 from clips_jax.metrics import duration
+from clips_jax.run.stops import RESTART
 from clips_jax.sweep.definition import Run, State, difference, state_of
 
+STARTS = 5  # of a run that asks to be started again: preempted, or taken for hung on a machine that was busy
 COMMAND = (sys.executable, "-m", "clips_jax.main")
 
 
@@ -91,15 +93,25 @@ class _Sweep:
                 process.terminate()
 
     def _train(self, run: Run, folder: epath.Path) -> str:
-        """Trains one; returns "" or why it failed."""
+        """Trains one, again if it asks for that; returns "" or why it failed."""
         folder.mkdir(parents=True, exist_ok=True)
         command = [*COMMAND, *run.arguments(self.workdir)]
         last, prefix = "", f"{run.name}  " if self.parallel > 1 else ""
+        code = RESTART
+        for _ in range(STARTS):
+            code, last = self._start(command, folder, prefix)
+            if code != RESTART or self.stopping:
+                break
+        return f"exit {code}: {last}" if code else ""
+
+    def _start(self, command: list[str], folder: epath.Path, prefix: str) -> tuple[int, str]:
+        """One process from start to end; its exit code and last line."""
+        last = ""
         with (folder / "output.log").open("a", encoding="utf-8") as log:
             log.write(f"$ {shlex.join(command)}\n")
             with self.lock:
                 if self.stopping:
-                    return "not started"
+                    return 1, "not started"
                 process = subprocess.Popen(
                     command,
                     stdout=subprocess.PIPE,
@@ -118,7 +130,7 @@ class _Sweep:
             code = process.wait()
             with self.lock:
                 self.processes.remove(process)
-        return f"exit {code}: {last}" if code else ""
+        return code, last
 
 
 def _share_of_cores(parallel: int) -> dict[str, str]:
