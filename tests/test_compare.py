@@ -102,14 +102,16 @@ def test_a_level_is_drawn_across_and_figures_stand_alone(folders):
         config.objective.views.recap.budget = budget
         write(folders / f"clips-{budget}", config, 40.0 + budget)
     arguments = [str(path) for path in sorted(folders.glob("clips-*"))] + ["--x", "objective.views.recap.budget"]
-    with pytest.raises(SystemExit, match="no such row; there are clips-16"):
+    with pytest.raises(SystemExit, match="no such row; there are clips-2, clips-16"):
         command.main([*arguments, "--level", "clip"])
     command.main([*arguments, "--level", "clips-short"])
     path = folders / "figures" / "names_image_text_r_1_by_objective_views_recap_budget.svg"
+    assert [row["row"] for row in read_csv(folders / "compare.csv")][:2] == ["clips-2", "clips-16"]
     drawing = xml.etree.ElementTree.parse(path).getroot()  # well-formed
     texts = [element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
     assert "clips-short, for comparison: 22" in texts and "objective.views.recap.budget: 56" in texts
     assert {"2", "12", "16"} <= set(texts)  # the points themselves: the axis is logarithmic
+    assert ".line1 {" in path.read_text() and ".facts" not in path.read_text()
     assert "http" not in path.read_text().replace("http://www.w3.org/2000/svg", "")
 
 

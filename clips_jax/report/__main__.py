@@ -13,6 +13,7 @@ step, are left out and named.
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -34,7 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gains", action="store_true", help="each row's difference from the row before, seed by seed")
     arguments = parser.parse_args(argv)
     runs, left_out = [], {}
-    for folder in arguments.workdirs:
+    folders = arguments.workdirs
+    if folders == sorted(folders):  # by the shell, which puts 16 before 4
+        folders = sorted(folders, key=_natural)
+    for folder in folders:
         try:
             run = read_run(folder)
         except (FileNotFoundError, NotADirectoryError, KeyError, json.JSONDecodeError) as error:
@@ -62,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for folder, reason in left_out.items():
         print(f"left out: {folder}: {reason}")
     print(f"\nwritten: {', '.join(str(path) for path in paths)}")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts by the numbers within names as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _count_flops(config: dict) -> float:

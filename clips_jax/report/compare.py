@@ -210,7 +210,7 @@ def standalone(figure: Figure) -> str:
     style = rules[: rules.index("* {")] + "".join(
         f"{line}\n"
         for line in rules.splitlines()
-        if re.match(r"\.(chart|grid|axis|line|mean|spread|bar)\b|circle", line)
+        if re.match(r"\.(chart|grid|axis|line\d*|mean|spread|bar)\b|circle", line)
     )
     head = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width} {at}" width="{width}">'
     page = '<rect width="100%" height="100%" style="fill: var(--card)"/>'
