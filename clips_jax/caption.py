@@ -23,13 +23,11 @@ from typing import Any
 
 from absl import logging
 
-from clips_jax.checkpoint import CheckpointMismatch
 from clips_jax.config import ConfigError
 from clips_jax.data.pictures import Chunk, Pictures, decoded_chunks
 from clips_jax.decoding import Decoding
 from clips_jax.encode import Encoder
 from clips_jax.growing_table import GrowingTable
-from clips_jax.interop.state_dict import WrongWeights
 from clips_jax.pretrained import load
 from clips_jax.progress import Progress
 
@@ -104,7 +102,7 @@ def read_alt_csv(path: str) -> dict[str, str]:
 
     Raises `ConfigError` if it has no such columns.
     """
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = csv.DictReader(file)
         columns = rows.fieldnames or []
         key = next((name for name in ("key", "image", "file_name") if name in columns), None)
@@ -120,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax warns that what was opened for reading is read-only
     try:
         _run(arguments)
-    except (ConfigError, CheckpointMismatch, WrongWeights, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")  # the message says what to do; a traceback would bury it
 
 

@@ -27,7 +27,7 @@ from absl import logging
 
 from clips_jax.checkpoint import CheckpointMismatch
 from clips_jax.config import ConfigError, MeshConfig
-from clips_jax.data.pictures import PICTURE_ENDINGS, Pictures, decoded_chunks, list_pictures
+from clips_jax.data.pictures import PICTURE_ENDINGS, Pictures, decoded_chunks
 from clips_jax.embedding_files import ENDINGS, Npz, Parquet
 from clips_jax.encode import Encoder
 from clips_jax.interop.state_dict import WrongWeights
@@ -99,18 +99,15 @@ def open_pictures(path: str) -> tuple[Pictures, list[str]]:
 
     A folder of tars stands for these. Files that are no pictures by their endings are counted on the terminal.
     """
+    pictures = Pictures([path])
     if not os.path.isdir(path):
-        pictures = Pictures([path])
-        return pictures, [
-            os.path.basename(name) if name == path else name.rpartition("#")[2] for name in pictures.names
-        ]
+        return pictures, [os.path.basename(path)] if pictures.names == [path] else pictures.keys
+    if pictures.names[0].lower().endswith(f".tar#{pictures.keys[0].lower()}"):  # tars, as it has no picture
+        return pictures, pictures.keys
     endings = Counter(ending for ending in _endings(path) if ending not in PICTURE_ENDINGS)
-    if not list_pictures(path) and endings[".tar"]:
-        return open_pictures(os.path.join(path, "*.tar"))
     if endings:
         listed = ", ".join(f"{ending or 'none'} {count}" for ending, count in sorted(endings.items()))
         _say(f"left out: {endings.total()} files that are no pictures by their endings ({listed})")
-    pictures = Pictures([path])
     return pictures, [os.path.relpath(name, path).replace(os.sep, "/") for name in pictures.names]
 
 

@@ -19,13 +19,11 @@ import jax
 from absl import logging
 from etils import epath
 
-from clips_jax.checkpoint import CheckpointMismatch
-from clips_jax.config import ConfigError, MeshConfig
+from clips_jax.config import MeshConfig
 from clips_jax.evaluators.data_sets import built_in, read_data_set
 from clips_jax.evaluators.results import results_table, write_results
 from clips_jax.evaluators.run import Results, evaluate_all, evaluator_names
 from clips_jax.evaluators.run_sets import SetEvaluation
-from clips_jax.interop.state_dict import WrongWeights
 from clips_jax.pretrained import Pretrained, load
 from clips_jax.sharding import join_processes
 
@@ -70,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 bad |= {name: evaluation.bad_pictures()}
         else:
             results = evaluate_all(model.config, model.encoder, only=arguments.only)
-    except (ConfigError, CheckpointMismatch, WrongWeights, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")  # the message says what to do; a traceback would bury it
     _write(arguments, model, results, notes, {name: names for name, names in bad.items() if names})
 

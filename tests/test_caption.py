@@ -117,7 +117,7 @@ def test_tars_and_a_table_of_alt_texts(tmp_path, run, capsys):
     capsys.readouterr()
     run(pattern, "--alt", "a cat")
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 6 and printed[0].startswith(f"{pattern}#00: ")
+    assert len(printed) == 6 and printed[0].startswith(f"{tmp_path}/0.tar#00: ")
 
 
 def test_what_a_model_cannot_do_is_said(folder, tmp_path, run):

@@ -74,6 +74,22 @@ def test_only_what_changed_is_embedded_again(folder, tmp_path):
     assert make_index(at, [str(folder)], pretrained(seed=1), 4).embedded == 9  # another model: all of them
 
 
+def test_shards_that_repeat_keys_keep_their_pictures_apart_and_a_new_shard_is_all_that_is_embedded(tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for shard in range(2):  # "0" and "1" in both, other pictures
+        write_tar(shards / f"{shard}.tar", sum((sample(f"{i}", 10 * shard + i) for i in range(2)), []))
+    at = str(tmp_path / "index")
+    assert make_index(at, [str(shards)], pretrained(), 4).total == 4
+    index, pictures = PictureIndex(at), Pictures([str(shards)])
+    assert index.names == [f"{shards}/{shard}.tar#{i}" for shard in range(2) for i in range(2)] == pictures.names
+    for number in range(4):
+        np.testing.assert_allclose(index.embedding(number), embed(pictures.read([number])[0]["image"]), atol=2e-6)
+    write_tar(shards / "2.tar", sample("0", 20))
+    made = make_index(at, [str(shards)], pretrained(), 4)
+    assert (made.total, made.embedded) == (5, 1)
+
+
 def test_the_command_notices_another_model_and_changed_pictures(folder, tmp_path, monkeypatch, capsys):
     at = str(tmp_path / "index")
     monkeypatch.setattr(command, "load", lambda path, **options: pretrained())

@@ -26,17 +26,20 @@ class Pictures:
     .txt or its JSON's caption, a file's .txt; else "").
 
     Attributes:
-      names: by position; a file's path, or a tar's pattern and key ("shards/{0..3}.tar#000012").
+      names: by position; a file's path, or a tar's path and key ("shards/3.tar#000012"), for shards may repeat keys.
+      keys: by position what is the "id" of the record.
     """
 
     def __init__(self, paths: Sequence[str]):
         """Opens `paths`: picture files, folders (with all folders in them), tars as `data.dataset` takes them.
 
+        A folder without pictures stands for the tars in it.
+
         Raises:
-          FileNotFoundError: a path is not there, or a folder has no picture; names it.
+          FileNotFoundError: a path is not there, or a folder has neither; names it.
         """
         self.names: list[str] = []
-        self._ids: list[str] = []
+        self.keys: list[str] = []
         self._places: list[tuple[TarSource | None, int]] = []
         for path in paths:
             if is_tars(path):
@@ -51,20 +54,25 @@ class Pictures:
     def _add_tars(self, pattern: str) -> None:
         source = TarSource(pattern)
         for position, key in enumerate(source.keys()):
-            self.names.append(f"{pattern}#{key}")
-            self._ids.append(key)
+            self.names.append(f"{source.file(position)}#{key}")
+            self.keys.append(key)
             self._places.append((source, position))
 
     def _add_folder(self, folder: str) -> None:
         files = list_pictures(folder)
-        if not files:
-            raise FileNotFoundError(f"{folder}: no picture in it; names must end in {', '.join(PICTURE_ENDINGS)}.")
+        tars = [name for name in sorted(os.listdir(folder)) if is_tars(name) and not files]
+        for name in tars:
+            self._add_tars(os.path.join(folder, name))
+        if not files and not tars:
+            raise FileNotFoundError(
+                f"{folder}: no picture in it, and no tar; names must end in {', '.join(PICTURE_ENDINGS)}, or .tar."
+            )
         for name in files:
             self._add_file(os.path.join(folder, name), name)
 
     def _add_file(self, path: str, name: str) -> None:
         self.names.append(path)
-        self._ids.append(os.path.splitext(name)[0].replace(os.sep, "/"))
+        self.keys.append(os.path.splitext(name)[0].replace(os.sep, "/"))
         self._places.append((None, 0))
 
     def __len__(self) -> int:
@@ -73,7 +81,7 @@ class Pictures:
     def subset(self, positions: Sequence[int]) -> "Pictures":
         """Only those at `positions`."""
         part = Pictures(())
-        for name in ("names", "_ids", "_places"):
+        for name in ("names", "keys", "_places"):
             setattr(part, name, [getattr(self, name)[position] for position in positions])
         return part
 
@@ -83,7 +91,7 @@ class Pictures:
 
     def _read(self, position: int) -> dict[str, Any]:
         source, place = self._places[position]
-        record = {"id": self._ids[position], "image": b"", "alt_text": ""}
+        record = {"id": self.keys[position], "image": b"", "alt_text": ""}
         try:
             if source is not None:
                 found = source.read_each([place], ("image", "alt_text"))[0]
@@ -102,16 +110,17 @@ class Pictures:
         return record
 
     def states(self) -> list[tuple[int, int]]:
-        """By position what changes with the picture: size and time of change (ns) of its file or tars; -1 if gone."""
-        tars: dict[int, tuple[int, int]] = {}
+        """By position what changes with the picture: size and time of change (ns) of its file or tar; -1 if gone."""
+        tars: dict[str, tuple[int, int]] = {}
         found = []
-        for name, (source, _) in zip(self.names, self._places, strict=True):
+        for name, (source, place) in zip(self.names, self._places, strict=True):
             if source is None:
-                found.append(_state([name]))
+                found.append(_state(name))
             else:
-                if id(source) not in tars:
-                    tars[id(source)] = _state(source.files)
-                found.append(tars[id(source)])
+                tar = source.file(place)
+                if tar not in tars:
+                    tars[tar] = _state(tar)
+                found.append(tars[tar])
         return found
 
 
@@ -177,9 +186,9 @@ def list_pictures(folder: str) -> list[str]:
     return sorted(found)
 
 
-def _state(files: Sequence[str]) -> tuple[int, int]:
+def _state(path: str) -> tuple[int, int]:
     try:
-        stats = [os.stat(path) for path in files]
+        stat = os.stat(path)
     except OSError:
         return -1, -1
-    return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+    return stat.st_size, stat.st_mtime_ns

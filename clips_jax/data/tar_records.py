@@ -109,10 +109,9 @@ class TarSource:
         """By position the sample's key."""
         return [place.sample.key for place in self._places]
 
-    @property
-    def files(self) -> list[str]:
-        """The tars."""
-        return self._files
+    def file(self, position: int) -> str:
+        """The tar that the sample at `position` lies in."""
+        return self._files[self._places[position].file]
 
     def read_each(self, indices: Sequence[int], features: Collection[str]) -> list[dict[str, Any] | BadRecord]:
         """The records at `indices`, in that order, each with all its features, or the error that names it."""

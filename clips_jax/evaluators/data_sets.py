@@ -241,7 +241,7 @@ def _read(path: str, key: str, known: dict[str, Any]) -> str:
     if not os.path.isfile(path):
         names = f", and nothing built in; that is {', '.join(known)}" if known else ""
         raise ConfigError(f"{key}: {path}: no such file{names}.")
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:  # spreadsheets write a mark at the beginning
         return file.read()
 
 

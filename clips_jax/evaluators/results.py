@@ -196,8 +196,8 @@ def _power(key: str) -> Cell:
 
 
 def _chance(key: str) -> Cell:
-    """What guessing one of so many gets."""
-    return lambda metrics: f"{100 / metrics[key]:.2f}" if metrics.get(key) else "-"
+    """What guessing one of so many gets, unless the result says it itself."""
+    return lambda metrics: f"{metrics.get('chance', 100 / metrics[key]):.2f}" if metrics.get(key) else "-"
 
 
 def _aligned(table: Table) -> list[str]:

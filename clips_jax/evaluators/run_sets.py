@@ -101,7 +101,7 @@ class SetEvaluation:
             f"/{language}": self._retrieve(there[language], task.sentence)
             for language in task.languages or sorted(there)
         }
-        return found | {"/mean": _mean(found)}
+        return found | {"/mean": _mean(found, "n_images")}
 
     def _retrieve(self, text: str, sentence: int) -> dict[str, float]:
         config = RetrievalConfig(split=self._set.records.split, text=text, sentence=sentence)
@@ -147,6 +147,11 @@ class SetEvaluation:
         own = self._own_names(self._split, task.label)
         names = read_class_names(task.class_names, self._root, own) if task.class_names else own
         self._check("classes", len(names), self._set.expected.classes)
+        if self._split.has_class_names(task.label) and len(own) != len(names):
+            raise ConfigError(
+                f"{self._name}: the data has {len(own)} classes, class_names {len(names)} names: which is whose is not "
+                f"known (there are {len(names)} classes). For a part of them: a JSON object from folder name to name."
+            )
         templates = read_templates(task.templates, self._root)
         labels = self._labels(self._split, task.label, own if len(own) == len(names) else names)
         found = {"": self._classify(labels, list(range(len(names))), names, templates)}
@@ -158,6 +163,7 @@ class SetEvaluation:
                         f"{task.languages}: {language!r} names classes beyond the {len(names)} there are."
                     )
                 found[f"/{language}"] = self._classify(labels, numbers, translated, prompts.get(language, templates))
+            found["/mean"] = _mean({name: found[name] for name in found if "top1" in found[name] and name}, "n_classes")
         return found
 
     def _classify(
@@ -227,10 +233,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) or (isinstance(value, str) and value.isdecimal())
 
 
-def _mean(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The plain mean over languages of every score, without intervals; counts are sums."""
+def _mean(results: Mapping[str, Mapping[str, float]], choices: str) -> dict[str, float]:
+    """The plain mean over languages of every score, without intervals; counts are sums. {} if there is no language.
+
+    "chance" is the mean of what guessing one of `choices` gets, which the sum of these would not say.
+    """
+    if not results:
+        return {}
     first, *_ = results.values()
-    found = {}
+    found = {"chance": float(np.mean([100 / metrics[choices] for metrics in results.values()]))}
     for key in first:
         values = [metrics[key] for metrics in results.values()]
         if not key.endswith(("/low", "/high")):

@@ -100,7 +100,7 @@ def _open_folders(path: str) -> tuple[Files, dict[str, list[str]]]:
 
 def _caption_rows(path: str, split: str) -> list[dict[str, Any]]:
     """Rows of Karpathy's format (pictures with sentences) or COCO's (pictures, and annotations that name them)."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         try:
             content = json.load(file)
         except ValueError as error:
@@ -168,10 +168,10 @@ def _read_table(path: str) -> Iterator[Mapping[str, Any]]:
 
         yield from pq.read_table(path).to_pylist()
     elif path.endswith((".csv", ".tsv")):
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             yield from csv.DictReader(file, delimiter="\t" if path.endswith(".tsv") else ",")
     elif path.endswith((".jsonl", ".jsonlines", ".ndjson")):
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

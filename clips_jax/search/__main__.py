@@ -19,11 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from clips_jax.checkpoint import CheckpointMismatch
 from clips_jax.config import ConfigError
-from clips_jax.data.images import BadImage
 from clips_jax.data.pictures import Pictures
-from clips_jax.interop.state_dict import WrongWeights
 from clips_jax.pretrained import Pretrained, load
 from clips_jax.search.index import PictureIndex, fingerprint, make_index
 from clips_jax.search.server import make_server
@@ -37,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax warns that what was opened for reading is read-only
     try:
         arguments.command(arguments)
-    except (ConfigError, CheckpointMismatch, WrongWeights, BadImage, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")  # the message says what to do; a traceback would bury it
 
 
@@ -47,8 +44,14 @@ def _index(arguments: argparse.Namespace) -> None:
     for path in arguments.pictures:  # before the model is read, which may take a while
         if not os.path.exists(path) and not path.endswith(".tar"):
             raise FileNotFoundError(f"{path}: no such picture, folder or tar.")
-    model = load(arguments.model, step=arguments.step, data_dir=arguments.data_dir, exact=True)
-    made = make_index(arguments.index, arguments.pictures, model, arguments.batch_size)
+    model = load(
+        arguments.model,
+        step=arguments.step,
+        data_dir=arguments.data_dir,
+        positions=arguments.positions,
+        exact=True,
+    )
+    made = make_index(arguments.index, arguments.pictures, model, arguments.batch_size, arguments.positions)
     bad = PictureIndex(arguments.index).bad
     for name, error in list(bad.items())[:_BAD_SHOWN]:
         print(f"left out: {name}: {error}", file=sys.stderr)
@@ -63,7 +66,8 @@ def _open(arguments: argparse.Namespace) -> tuple[PictureIndex, Pictures | None,
     path = arguments.model or index.meta["model"]
     step = arguments.step
     warnings = []
-    model = load(path, step=step, data_dir=arguments.data_dir, exact=True)
+    positions = index.meta.get("positions", "")
+    model = load(path, step=step, data_dir=arguments.data_dir, positions=positions, exact=True)
     if fingerprint(model) != index.meta["fingerprint"]:
         raise ConfigError(
             f"{arguments.folder} was made with another model (step {index.meta['step']} of {index.meta['model']}; "
@@ -151,6 +155,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     index.add_argument("--model", required=True, help="workdir of a run, or a model folder")
     index.add_argument("--index", default="search_index", help="folder to write (default: search_index)")
     index.add_argument("--batch_size", type=int, default=256, help="pictures at once (default 256)")
+    index.add_argument(
+        "--positions",
+        default="",
+        choices=("learned", "sincos"),
+        help="how an imported model's image position table is held (default: sin-cos, an error if it is not)",
+    )
     index.set_defaults(command=_index)
     opened = argparse.ArgumentParser(add_help=False, parents=[common])
     opened.add_argument("folder", metavar="INDEX", help="folder of the index")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from clips_jax.config import ConfigError
 from clips_jax.data.pictures import Pictures, decoded_chunks
-from clips_jax.pretrained import Pretrained
+from clips_jax.pretrained import Positions, Pretrained
 from clips_jax.progress import Progress
 
 META_FILE = "index.json"
@@ -45,7 +45,7 @@ class PictureIndex:
     """An index opened for searching.
 
     Attributes:
-      meta: what it was made with: "model" (path), "step", "fingerprint", "paths", "dimension".
+      meta: what it was made with: "model" (path), "step", "positions", "fingerprint", "paths", "dimension".
       names: of the pictures in it, by number.
       bad: by name why pictures are not in it.
     """
@@ -110,7 +110,9 @@ class Made:
     bad: int
 
 
-def make_index(folder: str, paths: Sequence[str], model: Pretrained, batch_size: int) -> Made:
+def make_index(
+    folder: str, paths: Sequence[str], model: Pretrained, batch_size: int, positions: Positions = ""
+) -> Made:
     """Embeds the pictures that an index in this folder does not hold yet, and writes the index.
 
     Args:
@@ -118,6 +120,7 @@ def make_index(folder: str, paths: Sequence[str], model: Pretrained, batch_size:
       paths: as `Pictures` takes them.
       model: embeds; with another one than before, everything is embedded anew.
       batch_size: pictures at once.
+      positions: what `load` was told, for whoever opens the index.
 
     Raises:
       FileNotFoundError: no pictures. ConfigError: none of them can be read.
@@ -148,6 +151,7 @@ def make_index(folder: str, paths: Sequence[str], model: Pretrained, batch_size:
     ]
     vectors = np.stack([held[name] for name in pictures.names if name in held])
     meta = {"model": os.path.abspath(model.path), "step": model.step, "fingerprint": identity, "paths": paths}
+    meta["positions"] = positions
     _write(folder, vectors, rows, meta)
     return Made(len(vectors), len(missing), len(errors))
 

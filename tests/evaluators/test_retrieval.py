@@ -93,6 +93,15 @@ def test_an_encoder_that_says_the_same_of_everything_gets_nothing(value):
     assert metrics["image_to_text/median_rank"] == (np.inf if np.isnan(value) else 20)
 
 
+def test_ties_are_exact_wherever_the_candidates_lie():
+    """A collapsed encoder whose one direction has no round numbers; the pictures differ."""
+    generator = np.random.default_rng(0)
+    same = np.tile(generator.normal(size=(1, 192)).astype(np.float32), (1003, 1))
+    pictures = generator.normal(size=(1003, 192)).astype(np.float32)
+    metrics = retrieval_metrics(pictures, same, make_queries([[f"{i}"] for i in range(1003)]))
+    assert metrics["image_to_text/median_rank"] == 1003 and metrics["image_to_text/R@10"] == 0
+
+
 def test_nan_is_wrong_even_among_few():
     queries = make_queries([["a"], ["b"]])
     same = np.full((2, 4), np.nan, np.float32)
