@@ -12,6 +12,10 @@ from typing import Any
 # Longer texts are cut here: about 2,500 tokens, an order of magnitude more than any recaption. Assumption.
 MAX_CHARACTERS = 10_000
 
+# Fields that hold a sample's texts where nothing else is said, in order of preference; "txt" is a tar's .txt file.
+ALT_TEXT_FIELDS = ("txt", "caption", "alt_text", "org_caption", "captions", "text", "title")
+RECAPTION_FIELDS = ("re_caption", "recaption")
+
 _WHOLE_BYTES = re.compile(r"""\s*[bB](?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
 # Inside a text only what holds an escaped byte is taken for one: "vitamin b'" stays.
 _BYTES_WITHIN = re.compile(r"""\b[bB](?:'[^'\n]*?\\x[0-9a-fA-F]{2}[^'\n]*'|"[^"\n]*?\\x[0-9a-fA-F]{2}[^"\n]*")""")

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -25,8 +25,7 @@ _IMAGE = "image"
 _SPLIT = "train"
 _SAMPLES_FOR_FEATURES = 100  # looked at for a JSON that says which features there are
 _CLASS = "cls"  # webdataset's extension for a class number
-# Names under which the recaption is found in a sample's JSON, in this order.
-RECAPTION_FIELDS = ("re_caption", "recaption")
+_TEXTS = ("txt", *tars.TEXT_PARTS)
 
 
 def is_tars(dataset: str) -> bool:
@@ -43,9 +42,9 @@ class _Place:
 class TarSource:
     """The samples of tars, in the order of the files and of each file. `triples.Records` opens it. Picklable.
 
-    A record is a dict: "id" (the key), "image" (the undecoded file), "alt_text" (the .txt, else the JSON's "caption"),
-    "recaption" (the JSON's "re_caption" or "recaption", else ""), "label" (the .cls, if the first sample has one), and
-    every text, list of texts and whole number of the JSON under the names that the first sample with a JSON has.
+    A record is a dict: "id" (the key), "image" (the undecoded file), "alt_text" and "recaption" (from the parts and
+    JSON fields that `prepare` takes, or ""), "label" (the .cls, if the first sample has one), and every text, list of
+    texts and whole number of the JSON under the names that the first sample with a JSON has.
 
     Attributes:
       features: names of the features.
@@ -127,9 +126,9 @@ class TarSource:
             record.update((name, _number(fields.get(name))) for name in self._numbers)
             record["id"] = place.sample.key
             record[_IMAGE] = parts[place.sample.picture]
-            record["alt_text"] = captions.clean(parts.get("txt", fields.get("caption", "")))[0]
-            recaptions = (fields[name] for name in RECAPTION_FIELDS if name in fields)
-            record["recaption"] = captions.clean(next(recaptions, ""))[0]
+            found = {**fields, **{part: parts[part] for part in _TEXTS if part in parts}}
+            record["alt_text"] = _first_text(found, captions.ALT_TEXT_FIELDS)
+            record["recaption"] = _first_text(found, captions.RECAPTION_FIELDS)
             if "label" in self.features and "label" not in record:
                 record["label"] = int(parts[_CLASS]) if _CLASS in parts else -1
             return record
@@ -139,7 +138,7 @@ class TarSource:
     def _read_parts(self, place: _Place) -> dict[str, bytes]:
         sample, parts = place.sample, {}
         with open(self._files[place.file], "rb", buffering=0) as file:  # opened anew: no state, safe in threads
-            for part in (sample.picture, "txt", "json", _CLASS):
+            for part in (sample.picture, *_TEXTS, "json", _CLASS):
                 if part in sample.parts:
                     offset, size = sample.parts[part]
                     parts[part] = os.pread(file.fileno(), size, offset)
@@ -150,6 +149,17 @@ class TarSource:
 
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _first_text(fields: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The first text of the fields `names`, of a list its first one, that is not empty; else ""."""
+    for name in names:
+        value = fields.get(name)
+        for one in value if isinstance(value, list) else [value]:
+            text, _ = captions.clean(one)
+            if text:
+                return text
+    return ""
 
 
 def _texts(value: Any) -> list[str]:

@@ -10,6 +10,9 @@ import pytest
 from clips_jax.config import ConfigError
 from clips_jax.data import tars
 from clips_jax.data.file_patterns import expand_braces, list_files
+from clips_jax.data.prepare.pictures import PictureOptions
+from clips_jax.data.prepare.record import TextOptions, make_record
+from clips_jax.data.prepare.tar_source import Tars
 from clips_jax.data.triples import BadRecord, Records
 from tests.data.make_tars import encoded, member, sample, write_tar
 
@@ -56,6 +59,33 @@ def test_records_of_tars(tmp_path):
         Records(str(tmp_path / "{00002..00003}.tar"), "train")
 
 
+def test_texts_wherever_they_are(tmp_path):
+    """In parts as webdataset names them, and in JSON with a byte order mark or in UTF-16."""
+    picture = encoded()
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            *[("a.jpeg", picture), ("a.caption", b"in a part"), ("a.json", b'{"caption": "in the JSON"}')],
+            *[("b.jpg", picture), ("b.txt", b" "), ("b.text", b"two"), ("b.recaption", b"Long.")],
+            *[("c.jpg", picture), ("c.json", b'\xef\xbb\xbf{"alt_text": ["", "listed"], "re_caption": "Longer."}')],
+            *[("d.jpg", picture), ("d.json", '{"title": "ü"}'.encode("utf-16"))],
+        ],
+    )
+    records = Records(str(tmp_path / "a.tar"), "train")
+    source = Tars(str(tmp_path))
+    rows = source.rows(source.tasks("")[0][0], "")
+    prepared = [make_record(row, TextOptions(), PictureOptions())[0] for row in rows]
+    assert [(record["alt_text"], record["recaption"]) for record in prepared] == [
+        (record["alt_text"], record["recaption"]) for record in records.read(range(4))
+    ]
+    assert [(record["alt_text"], record["recaption"]) for record in prepared] == [
+        ("in a part", ""),
+        ("two", "Long."),
+        ("listed", "Longer."),
+        ("ü", ""),
+    ]
+
+
 def test_a_tar_that_changes_gives_bad_records(tmp_path):
     path = tmp_path / "a.tar"
     deep = [("3.jpg", encoded()), ("3.json", b"[" * 100_000)]
@@ -83,7 +113,6 @@ def test_samples_are_found_whatever_the_order_and_the_names(tmp_path):
             ("2.PNG", b"b"),
             ("deep/er/1.txt", b"one"),
             ("ключ.jpg", b"d"),
-            ("photo.v1.jpg", b"e"),
             (".DS_Store", b"x"),
         ],
     )
@@ -94,7 +123,34 @@ def test_samples_are_found_whatever_the_order_and_the_names(tmp_path):
         ("3", "webp", ["webp"]),
         ("ключ", "jpg", ["jpg"]),
     ]
-    assert reasons(found) == [(".DS_Store", "not_a_sample"), ("photo", "no_picture")]
+    assert reasons(found) == [(".DS_Store", "not_a_sample")]
+
+
+def test_names_with_dots(tmp_path):
+    """Each picture is a sample, or a part of one that has another; none is lost behind a key that it shares."""
+    path = tmp_path / "a.tar"
+    names = ["img.1.jpg", "img.2.jpg", "photo.v1.JPG", "photo.v1.txt", "photo.v2.jpg", "photo.v2.txt", "www.a.b.jpg"]
+    names += ["e.caption.txt", "e.image.jpg", "k.input.jpg", "k.txt", "j.seg.png", "j.jpg", "j.txt", "x.jpg"]
+    names += ["x.jpg.json", "d.1/y.png", "d.1/y.cls", "two.left.jpg", "two.right.jpg", "two.json", "alone.seg.npy"]
+    write_tar(path, [(name, name.encode()) for name in names])
+    found = index(path)
+    data = path.read_bytes()
+    samples = {one.key: {p: data[o : o + n].decode() for p, (o, n) in one.parts.items()} for one in found.samples}
+    assert samples == {
+        "img.1": {"jpg": "img.1.jpg"},
+        "img.2": {"jpg": "img.2.jpg"},
+        "photo.v1": {"jpg": "photo.v1.JPG", "txt": "photo.v1.txt"},
+        "photo.v2": {"jpg": "photo.v2.jpg", "txt": "photo.v2.txt"},
+        "www.a.b": {"jpg": "www.a.b.jpg"},
+        "e": {"jpg": "e.image.jpg", "txt": "e.caption.txt"},
+        "k": {"jpg": "k.input.jpg", "txt": "k.txt"},
+        "j": {"seg.png": "j.seg.png", "jpg": "j.jpg", "txt": "j.txt"},
+        "x": {"jpg": "x.jpg", "json": "x.jpg.json"},
+        "d.1/y": {"png": "d.1/y.png", "cls": "d.1/y.cls"},
+        "two.left": {"jpg": "two.left.jpg"},
+        "two.right": {"jpg": "two.right.jpg"},
+    }
+    assert reasons(found) == [("two", "no_picture"), ("alone.seg", "no_picture")]
 
 
 def test_links_devices_and_unsafe_paths_are_left_out(tmp_path):
@@ -141,7 +197,8 @@ def test_damaged_tars(tmp_path):
         keys = [sample.key for sample in found.samples]
         assert keys == ["0", "1", "2"][: len(keys)]
         inside = any(info < end < info + 512 + size for info, size in data.items() if info + 512 <= end)
-        assert ({reason for _, reason in reasons(found)} == {"truncated_tar"}) == inside
+        assert ({reason for _, reason in reasons(found)} == {"truncated_tar"}) >= inside
+        assert all(len(part.parts) == 3 for part in found.samples[1:])  # the first one cannot be compared
         if end in headers.values() or found.rejected:
             kept[end] = len(keys)
         for part in found.samples:
@@ -152,16 +209,35 @@ def test_damaged_tars(tmp_path):
     path.write_bytes(whole[: headers["2.jpg"]])
     found = index(path)
     assert (len(found.samples), found.rejected, found.has_end) == (2, [], False)
-    # A header overwritten in the middle: what comes before is used, the rest cannot be found.
-    broken = bytearray(whole)
-    broken[headers["1.txt"] : headers["1.txt"] + 512] = b"\xff" * 512
-    path.write_bytes(broken)
-    found = index(path)
-    assert [sample.key for sample in found.samples] == ["0"]
-    assert reasons(found) == [("1", "damaged_tar")]
+    # A header overwritten in the middle: only the sample that lost a part is gone.
+    for name in headers:
+        broken = bytearray(whole)
+        broken[headers[name] : headers[name] + 512] = b"\xff" * 512
+        path.write_bytes(broken)
+        found = index(path)
+        assert [sample.key for sample in found.samples] == sorted({"0", "1", "2"} - {name[0]})
+        assert reasons(found) == [(name[0], "damaged_tar")]
     for content in (b"", b"not a tar", b"\xff" * 5000):
         path.write_bytes(content)
         assert reasons(index(path)) == [("", "unreadable_tar")]
+
+
+def test_tars_that_go_on_behind_their_end(tmp_path):
+    """`cat a.tar b.tar`, and what else may follow the end marker."""
+    path, other = tmp_path / "a.tar", tmp_path / "b.tar"
+    write_tar(path, sample("0", 0) + sample("1", 1))
+    write_tar(other, sample("2", 2) + sample("3", 3))
+    first = path.read_bytes()
+    path.write_bytes(first + other.read_bytes())
+    found = index(path)
+    assert ([sample.key for sample in found.samples], found.rejected) == (["0", "1", "2", "3"], [])
+    offset, size = found.samples[3].parts["jpg"]
+    assert path.read_bytes()[offset : offset + size] == encoded(seed=3)
+    path.write_bytes(first + b"something else" * 200)
+    found = index(path)
+    assert len(found.samples) == 2 and reasons(found) == [("", "damaged_tar")]
+    path.write_bytes(first + bytes(3 << 20))
+    assert (len(index(path).samples), index(path).rejected) == (2, [])
 
 
 def test_no_bytes_crash_the_index(tmp_path):

@@ -9,7 +9,7 @@ import dataclasses
 import io
 
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from clips_jax.data.images import MAX_PIXELS, OVERSAMPLING, Picture
 
@@ -19,6 +19,7 @@ _REWRITE_QUALITY = 95
 _HUGE = 16_000_000
 _HUGE_REDUCED = 1024
 _EXIF_ORIENTATION = 0x0112
+_PNG_DEPTH_AT = 24  # bits per channel, in the header that comes first
 _EXTENSIONS = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
     "PNG": ("png",),
@@ -109,6 +110,8 @@ def plain(data: bytes, extension: str, options: PictureOptions) -> tuple[bytes, 
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit
         raise Refused("too_many_pixels", str(error)) from error
+    except UnidentifiedImageError as error:  # its message holds an address, and so would differ each time
+        raise Refused("damaged_picture", f"{len(data)} bytes that begin as {found}, no header to be read") from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise Refused("damaged_picture", str(error)) from error
 
@@ -139,12 +142,14 @@ def _other(data: bytes, found: str) -> tuple[list[str], bool]:
         differences = [] if found == "PNG" else [found.lower()]
         if image.mode == "P":
             differences.append("palette")
-        elif image.mode.startswith("I"):
+        elif image.mode.startswith("I") or (found == "PNG" and data[_PNG_DEPTH_AT] == 16):
             differences.append("sixteen_bit")
         elif image.mode == "CMYK":
             differences.append("cmyk")
         elif image.mode not in ("L", "RGB", "LA", "RGBA"):
             differences.append(f"mode_{image.mode.lower()}")
+        elif found == "PNG" and data[_PNG_DEPTH_AT] < 8:
+            differences.append(f"mode_{data[_PNG_DEPTH_AT]}")
         if image.has_transparency_data:
             differences.append("alpha")
         if getattr(image, "n_frames", 1) > 1:

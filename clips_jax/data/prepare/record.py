@@ -25,8 +25,8 @@ class TextOptions:
       require_recaption: whether a row without a recaption is rejected.
     """
 
-    alt_text: tuple[str, ...] = ("txt", "caption", "alt_text", "org_caption", "captions", "text", "title")
-    recaption: tuple[str, ...] = ("re_caption", "recaption")
+    alt_text: tuple[str, ...] = captions.ALT_TEXT_FIELDS
+    recaption: tuple[str, ...] = captions.RECAPTION_FIELDS
     texts: tuple[str, ...] = ()
     text_lists: tuple[str, ...] = ()
     require_recaption: bool = False

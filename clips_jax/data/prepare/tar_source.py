@@ -190,10 +190,11 @@ def read_part(file: Any, sample: Sample, part: str) -> bytes:
 
 
 def _fields(file: Any, sample: Sample) -> dict[str, Any]:
-    """The sample's JSON and its .txt as one dict; `ValueError` if the JSON is no object."""
+    """The sample's JSON and its texts (.txt, .caption …) as one dict; `ValueError` if the JSON is no object."""
     fields: dict[str, Any] = {}
     if "json" in sample.parts:
         fields = tars.parse_object(read_part(file, sample, "json"))
-    if "txt" in sample.parts:
-        fields["txt"] = read_part(file, sample, "txt")
+    for part in ("txt", *tars.TEXT_PARTS):
+        if part in sample.parts:
+            fields[part] = read_part(file, sample, part)
     return fields

@@ -48,9 +48,22 @@ def test_plain_pictures_keep_their_bytes(data, extension):
     assert plain(data, extension, OPTIONS) == (data, [])
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A part of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def sixteen_bit() -> bytes:
     grey = (np.arange(40 * 60).reshape(40, 60) * 27).astype(np.uint16)
     return encoded("PNG", image=Image.fromarray(grey))
+
+
+def deep_png(depth: int, kind: int, bytes_per_row: int) -> bytes:
+    """A PNG of 60 x 40 pixels that Pillow cannot write: any depth and kind of colour, random pixels."""
+    rows = np.random.default_rng(0).integers(0, 256, (40, 1 + bytes_per_row), dtype=np.uint8)
+    rows[:, 0] = 0  # no filter
+    header, data = struct.pack(">IIBBBBB", 60, 40, depth, kind, 0, 0, 0), zlib.compress(rows.tobytes())
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def with_alpha() -> Image.Image:
@@ -65,6 +78,9 @@ LOSSLESS = {
     "alpha": (encoded("PNG", image=with_alpha()), "png", ["alpha"]),
     "grey alpha": (encoded("PNG", image=with_alpha().convert("LA")), "png", ["alpha"]),
     "16 bit": (sixteen_bit(), "png", ["sixteen_bit"]),
+    "16 bit, RGB": (deep_png(16, 2, 360), "png", ["sixteen_bit"]),
+    "16 bit, RGBA": (deep_png(16, 6, 480), "png", ["sixteen_bit", "alpha"]),
+    "4 bit grey": (deep_png(4, 0, 30), "png", ["mode_4"]),
     "1 bit": (encoded("PNG", image=IMAGE.convert("1")), "png", ["mode_1"]),
     "gif": (encoded("GIF", image=IMAGE.quantize(16)), "gif", ["gif", "palette"]),
     "animation": (
@@ -111,10 +127,6 @@ def test_lossy_pictures_become_plain_jpegs_that_look_the_same(name):
 
 def png_header(width: int, height: int) -> bytes:
     """The start of a PNG that announces any size, with hardly any data."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
@@ -142,6 +154,8 @@ def test_refused():
         assert reason(png[:end]) == "damaged_picture"
     assert reason(encoded("WEBP")[:200]) == reason(encoded("GIF")[:200]) == "damaged_picture"
     assert reason(png_header(100, 100)) == "damaged_picture"
+    with pytest.raises(Refused, match="no header to be read"):  # and no address in memory
+        plain(png_header(0, 0), "png", OPTIONS)
 
 
 def test_damaged_bytes_are_refused_or_decode_in_training():
