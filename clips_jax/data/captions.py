@@ -88,4 +88,6 @@ def _without_bytes_repr(text: str, repairs: list[str]) -> str:
     result = pattern.sub(decoded, text)
     if result != text:
         repairs.append("bytes_repr")
+        if result.count("\ufffd") > text.count("\ufffd"):
+            repairs.append("invalid_utf8")
     return result

@@ -15,7 +15,7 @@ from clips_jax.data.examples import BadRecord, Kind, parse_example
 from clips_jax.data.tar_records import TarSource, is_tars
 
 IMAGE = "image"
-_BUILT_IN = "emoji"
+BUILT_IN = "emoji"
 _TOKENIZER_FILE = "tokenizer.model"
 
 
@@ -32,7 +32,7 @@ def open_builder(dataset: str, data_dir: str) -> Any:
     """
     folder = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
     name, _, config = dataset.partition("/")
-    if name == _BUILT_IN:
+    if name == BUILT_IN:
         from clips_jax.data import emoji
 
         return emoji.build(folder, config) if config else emoji.build(folder)

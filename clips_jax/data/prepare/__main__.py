@@ -18,13 +18,14 @@ from clips_jax.data.prepare.record import TextOptions
 from clips_jax.data.prepare.summary import summary
 from clips_jax.data.prepare.table_source import Table
 from clips_jax.data.prepare.tar_source import Recaptions, Tars
+from clips_jax.data.triples import BUILT_IN
 
 _EPILOG = """\
 examples:
   python -m clips_jax.data.prepare tars '/data/{00000..00099}.tar' --name my_shards
   python -m clips_jax.data.prepare tars '/data/*.tar' --recaptions '/recap/*.parquet' --join_on sha256 --name recap
   python -m clips_jax.data.prepare table photos.csv --images photos/ --name photos
-  python -m clips_jax.data.prepare coco captions_val2017.json --images val2017/ --name coco --split val
+  python -m clips_jax.data.prepare coco captions_val2017.json --images val2017/ --name my_coco --split val
   python -m clips_jax.data.prepare prepared recap --shorter_side 160 --name recap_160
   python -m clips_jax.data.prepare tars 'gs://b/{00000..99999}.tar' --name big --data_dir gs://b/tfds \\
       --runner DataflowRunner --project P --region R --temp_location gs://b/tmp
@@ -108,13 +109,13 @@ def _source(sources: Any, name: str, text: str) -> argparse.ArgumentParser:
         "--runner",
         default=run.DIRECT,
         help="of Beam: DirectRunner (this machine, default), "
-        "DataflowRunner, FlinkRunner, SparkRunner; its options follow as they are",
+        "DataflowRunner, FlinkRunner, SparkRunner, PrismRunner; its options follow as they are",
     )
     beam.add_argument(
         "--workers",
         type=_positive,
         default=os.cpu_count() or 1,
-        help="processes of the DirectRunner (default: all cores)",
+        help="processes of the DirectRunner (default: all cores; one for small inputs)",
     )
     return parser
 
@@ -147,6 +148,8 @@ def _text_options(options: argparse.Namespace) -> TextOptions:
 def _plan(options: argparse.Namespace) -> Plan:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
         raise ValueError(f"--name {options.name!r}: lower case letters, digits and _ only, a letter first.")
+    if _is_taken(options.name):
+        raise ValueError(f"--name {options.name}: there is a well-known set of that name; call yours otherwise.")
     if not re.fullmatch(r"\d+\.\d+\.\d+", options.version):
         raise ValueError(f"--version {options.version!r}: three numbers, such as 1.0.0.")
     if not re.fullmatch(r"[A-Za-z0-9_]+", options.split):
@@ -175,6 +178,13 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
     folder = os.path.join(data_dir, options.name, options.version)
     return Plan(options.name, options.version, options.split, folder, source, texts, pictures)
+
+
+def _is_taken(name: str) -> bool:
+    """Whether `tfds.data_source(name)` and training would look for another set than the one in the folder."""
+    import tensorflow_datasets as tfds
+
+    return name == BUILT_IN or name in tfds.list_builders(with_community_datasets=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,9 +35,13 @@ class Coco:
 
         Raises:
           ValueError: the file is no COCO captions file.
+          FileNotFoundError: there is no such file, or no such folder of pictures.
         """
-        with storage.open_bytes(self.annotations) as file:
-            data = file.read()
+        try:
+            with storage.open_bytes(self.annotations) as file:
+                data = file.read()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.annotations}: no such file.") from error
         rows, rejected = read_annotations(data, self.annotations)
         # Named by content: the same captions give the same tasks, changed ones new tasks.
         lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -58,7 +62,7 @@ class Coco:
 def read_annotations(data: bytes, path: str) -> tuple[list[dict[str, Any]], list[Rejected]]:
     """Pictures by id with their captions in order of annotation, {"key", "image", "captions"}; and what is no row."""
     try:
-        found = json.loads(data.decode("utf-8", "replace"))
+        found = json.loads(data.decode("utf-8-sig", "replace"))
         images, annotations = found["images"], found["annotations"]
         if not isinstance(images, list) or not isinstance(annotations, list):
             raise TypeError("`images` and `annotations` are lists")

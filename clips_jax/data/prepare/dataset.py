@@ -80,7 +80,13 @@ def check_features(plan: Plan) -> None:
 
 
 def finish(
-    plan: Plan, tasks: list[Task], notes: list[dict[str, Any]], planned: Sequence[Rejected], duplicates: Any, card: Card
+    plan: Plan,
+    tasks: list[Task],
+    notes: list[dict[str, Any]],
+    planned: Sequence[Rejected],
+    duplicates: Any,
+    card: Card,
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes manifest, list of rejected rows and TFDS' description, the description last.
 
@@ -91,12 +97,13 @@ def finish(
       planned: what was rejected before any shard was made.
       duplicates: as `duplicates` counts them, examples as (shard, row).
       card: what the set says about itself.
+      remarks: what a person should know about the run.
 
     Returns:
       the manifest.
     """
     _join_rejected(plan, len(tasks), planned)
-    manifest = _manifest(plan, tasks, notes, planned, duplicates)
+    manifest = {**_manifest(plan, tasks, notes, planned, duplicates), "remarks": list(remarks)}
     if manifest["rows_out"]:
         import tensorflow_datasets as tfds
 

@@ -10,6 +10,7 @@ written by itself.
 """
 
 import hashlib
+import itertools
 import json
 import os
 from collections import defaultdict
@@ -29,28 +30,13 @@ _PARTITION_BYTES = 64 << 20
 # Rows of a table sent on together.
 _BATCH_ROWS = 20_000
 
-_Rows = dict[str, dict[str, Any]]
+# By join value how many rows there are, and the one that is taken.
+_Rows = dict[str, tuple[int, dict[str, Any]]]
 
 
 def table_files(recaptions: Recaptions) -> list[str]:
-    """The table's files.
-
-    Raises:
-      ValueError: a file lacks the join column; names the columns that it has.
-    """
-    import pyarrow.parquet
-
-    files = list_files(recaptions.pattern, (".parquet",))
-    with storage.open_bytes(files[0]) as file:
-        names = pyarrow.parquet.ParquetFile(file).schema_arrow.names
-    column = recaptions.join_column or recaptions.join_on
-    if column not in names:
-        raise ValueError(f"--join_column {column}: {files[0]} has the columns {', '.join(names)}.")
-    if not set(names) & set(recaptions.columns):
-        raise ValueError(
-            f"{files[0]}: none of its columns {', '.join(names)} is a text; name it, e.g. --recaption NAME."
-        )
-    return files
+    """The table's files."""
+    return list_files(recaptions.pattern, (".parquet",))
 
 
 def join_fingerprint(plan: Plan, tasks: list[Task], recaptions: Recaptions) -> str:
@@ -60,11 +46,15 @@ def join_fingerprint(plan: Plan, tasks: list[Task], recaptions: Recaptions) -> s
 
 
 def add_join(pipeline: Any, plan: Plan, tasks: list[Task], recaptions: Recaptions) -> None:
-    """Adds the join to a Beam pipeline; it writes the sidecar file of every shard."""
+    """Adds the join to a Beam pipeline; it writes the sidecar file of every shard.
+
+    Raises:
+      ValueError: a file of the table is no parquet, or lacks the join column or any text; names its columns.
+    """
     files = table_files(recaptions)
     size = sum(storage.state(path)[0] for path in files)
     partitions = max(1, -(-size // _PARTITION_BYTES))
-    groups = [(path, number, group) for number, path in enumerate(files) for group in range(_row_groups(path))]
+    groups = [(path, n, group) for n, path in enumerate(files) for group in range(_row_groups(path, recaptions))]
     values = (
         pipeline
         | "Tars" >> beam.Create(tasks)
@@ -87,14 +77,29 @@ def add_join(pipeline: Any, plan: Plan, tasks: list[Task], recaptions: Recaption
     )
 
 
-def _row_groups(path: str) -> int:
+def _row_groups(path: str, recaptions: Recaptions) -> int:
+    import pyarrow
     import pyarrow.parquet
 
-    with storage.open_bytes(path) as file:
-        return pyarrow.parquet.ParquetFile(file).num_row_groups
+    try:
+        with storage.open_bytes(path) as binary:
+            file = pyarrow.parquet.ParquetFile(binary)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"--recaptions: {path} is no parquet file, or a damaged one: {error}") from error
+    names = file.schema_arrow.names
+    column = recaptions.join_column or recaptions.join_on
+    if column not in names:
+        raise ValueError(f"--join_column {column}: no such column in {path}; it has {', '.join(names)}.")
+    if not set(names) & set(recaptions.columns):
+        raise ValueError(
+            f"--recaptions: none of the columns of {path} is known as a text; name one of {', '.join(names)}, e.g. "
+            "--recaption NAME."
+        )
+    return file.num_row_groups
 
 
 def _partition(value: str, partitions: int) -> int:
+    value = tar_source.without_zeros(value)
     return int.from_bytes(hashlib.blake2b(value.encode("utf-8", "replace"), digest_size=8).digest(), "big") % partitions
 
 
@@ -127,7 +132,7 @@ def _rows_by_partition(
             for row in rows_of_batch(batch):
                 value = row[column]
                 if value is not None and value == value:  # NaN is not
-                    value = tar_source.normal_join_value(value.decode() if isinstance(value, bytes) else value)
+                    value = tar_source.normal_join_value(value)
                     texts = {name: text for name, text in row.items() if name in recaptions.columns}
                     by_partition[_partition(value, partitions)].append((value, texts))
             for partition, found in by_partition.items():
@@ -135,18 +140,35 @@ def _rows_by_partition(
 
 
 def _match(element: tuple[int, dict[str, Iterable[Any]]]) -> Iterator[tuple[int, _Rows]]:
+    """Joins a partition. Of several rows the first one is taken that has most texts.
+
+    A value without a row of its own, such as "000012", takes the rows of the same number, such as "12".
+    """
     _, groups = element
     pairs = list(groups["values"])
     wanted = {value for _, values in pairs for value in values}
-    first: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {}
+    wanted |= {tar_source.without_zeros(value) for value in wanted}
+    best: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {}
+    counts: dict[str, int] = defaultdict(int)
     for place, rows in groups["rows"]:
         for position, (value, texts) in enumerate(rows):
-            if value in wanted and (value not in first or (*place, position) < first[value][0]):
-                first[value] = ((*place, position), texts)
+            for name in {value, tar_source.without_zeros(value)} & wanted:
+                counts[name] += 1
+                order = (sum(map(_is_empty, texts.values())), *place, position)
+                if name not in best or order < best[name][0]:
+                    best[name] = (order, texts)
     for shard, values in pairs:
-        found = {value: first[value][1] for value in values if value in first}
+        found = {}
+        for value in values:
+            name = value if value in best else tar_source.without_zeros(value)
+            if name in best:
+                found[value] = (counts[name], best[name][1])
         if found:
             yield shard, found
+
+
+def _is_empty(text: Any) -> bool:
+    return text is None or (isinstance(text, str | bytes) and not text.strip())
 
 
 def _write_sidecar(element: tuple[int, Iterable[_Rows]], work: str) -> None:
@@ -162,6 +184,17 @@ def _write_sidecar(element: tuple[int, Iterable[_Rows]], work: str) -> None:
 def _as_text(value: Any) -> str:
     """Bytes of a column that is not UTF-8; the surrogates are counted when the text is cleaned."""
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def mismatch(plan: Plan, tasks: list[Task], recaptions: Recaptions) -> str:
+    """What samples and table hold, for a person to see why nothing was joined."""
+    ours = tar_source.join_values(tasks[0], plan.work, recaptions.join_on)
+    path, column = table_files(recaptions)[0], recaptions.join_column or recaptions.join_on
+    batches = _rows_by_partition((path, 0, 0), recaptions, 1) if _row_groups(path, recaptions) else iter(())
+    theirs = [value for _, (_, rows) in itertools.islice(batches, 1) for value, _ in rows]
+    samples = f"are such as {', '.join(ours[:2])}" if ours else "are missing"
+    table = f"are such as {', '.join(theirs[:2])}" if theirs else "are empty"
+    return f"the samples' {recaptions.join_on} {samples}, those of the table's column {column} {table}"
 
 
 def is_joined(plan: Plan, tasks: list[Task], fingerprint: str) -> bool:

@@ -12,7 +12,7 @@ from clips_jax.data.prepare.record import TextOptions
 from clips_jax.data.prepare.rows import Source, Task
 
 # Raise it when the same input and options would give other records: shards done by older code are then done again.
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 FILE_SUFFIX = "array_record"
 
 

@@ -46,18 +46,21 @@ def make_record(row: Row, texts: TextOptions, picture: pictures.PictureOptions) 
       pictures.Refused: the row gives no record; beside the pictures' reasons "no_text" and "no_recaption".
     """
     notes: dict[str, None] = {}
+    fields = {**{name.lower(): value for name, value in row.fields.items()}, **row.fields}  # TEXT, Caption
     record: dict[str, Any] = {"id": captions.clean(row.key)[0]}
-    record["alt_text"] = _first(row.fields, texts.alt_text, "alt_text", notes)
-    record["recaption"] = _first(row.fields, texts.recaption, "recaption", notes)
+    record["alt_text"] = _first(fields, texts.alt_text, "alt_text", notes)
+    record["recaption"] = _first(fields, texts.recaption, "recaption", notes)
     if not record["recaption"]:
         if not record["alt_text"]:
-            raise pictures.Refused("no_text", "neither an AltText nor a recaption")
+            raise pictures.Refused(
+                "no_text", f"neither an AltText nor a recaption in {', '.join(row.fields) or 'no field'}"
+            )
         if texts.require_recaption:
             raise pictures.Refused("no_recaption", "its recaption is missing or empty")
     for name in texts.texts:
-        record[name] = _first(row.fields, (name,), name, notes)
+        record[name] = _first(fields, (name,), name, notes)
     for name in texts.text_lists:
-        found = (_cleaned(value, name, notes) for value in _as_list(row.fields.get(name)))
+        found = (_cleaned(value, name, notes) for value in _as_list(fields.get(name)))
         record[name] = [text for text in found if text]
         if not record[name]:
             notes[f"{name}.empty"] = None

@@ -16,14 +16,14 @@ class Row:
       picture: the bytes of a picture file.
       fields: everything else that is known, by name.
       extension: of the picture's file, lower-case, "" if it has none.
-      joined: whether a recaption table had a row for it; None without a table.
+      joined: how many rows a recaption table has for it; None without a table.
     """
 
     key: str
     picture: bytes
     fields: dict[str, Any]
     extension: str = ""
-    joined: bool | None = None
+    joined: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A whole run: plan, join, shards, duplicates, manifest. Shards that are up to date are not made again."""
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -22,6 +23,11 @@ _CHECKS_AT_ONCE = 16  # notes read at once, which hides the latency of a remote 
 
 class NothingUsable(ValueError):
     """No row of the input gave a record. The manifest and the list of rejected rows are written and say why."""
+
+
+# Starting worker processes takes longer than this much input in one: bytes of tars, rows of tables.
+_SMALL_BYTES = 100_000_000
+_SMALL_ROWS = 2_000
 
 
 def direct_options(workers: int) -> PipelineOptions:
@@ -51,6 +57,8 @@ def prepare(plan: Plan, card: dataset.Card, options: PipelineOptions) -> dict[st
     with _alone(plan):
         storage.drop_scratch(plan.work)
         tasks, planned = plan.source.tasks(plan.work)
+        if _is_small(tasks) and options.get_all_options().get("direct_running_mode") == "multi_processing":
+            options = direct_options(1)
         dataset.check_features(plan)
         with _log(plan) as terminal:
             _join(plan, tasks, options)
@@ -71,10 +79,33 @@ def prepare(plan: Plan, card: dataset.Card, options: PipelineOptions) -> dict[st
                 f"Shards {missing[:5]} are not done, although the pipeline ended: was the input changed?"
             )
         found = storage.read_json(_duplicates_path(plan))
-        manifest = dataset.finish(plan, tasks, [note for note in notes if note], planned, found, card)
+        there = [note for note in notes if note]
+        manifest = dataset.finish(plan, tasks, there, planned, found, card, _remarks(plan, tasks, there))
     if not manifest["rows_out"]:
-        raise NothingUsable(f"none of {manifest['rows_in']} rows gave a record")
+        raise NothingUsable(_why_nothing(plan, manifest))
     return manifest
+
+
+def _is_small(tasks: list[Task]) -> bool:
+    rows = sum(task.stop - task.start for task in tasks)
+    return rows <= _SMALL_ROWS if rows else sum(task.size for task in tasks) <= _SMALL_BYTES
+
+
+def _remarks(plan: Plan, tasks: list[Task], notes: list[dict[str, Any]]) -> list[str]:
+    recaptions = getattr(plan.source, "recaptions", None)
+    if recaptions and not any(note["joined"] for note in notes) and any(note["joinable"] for note in notes):
+        return [f"NOTHING WAS JOINED: {join.mismatch(plan, tasks, recaptions)}."]
+    return []
+
+
+def _why_nothing(plan: Plan, manifest: dict[str, Any]) -> str:
+    """Reasons with their counts, and a row that was rejected for the most frequent one."""
+    if not manifest["rows_in"]:
+        return "the input has no rows"
+    counts = ", ".join(f"{entry['count']} {reason}" for reason, entry in manifest["rejected"].items())
+    with storage.open_bytes(dataset.rejected_path(plan)) as file:
+        entry = next(found for found in map(json.loads, file) if found["reason"] == next(iter(manifest["rejected"])))
+    return f"none of {manifest['rows_in']} rows gave a record: {counts}; such as {entry['key']}: {entry['detail']}"
 
 
 def _join(plan: Plan, tasks: list[Task], options: PipelineOptions) -> None:

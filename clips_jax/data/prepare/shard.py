@@ -18,6 +18,7 @@ from clips_jax.data.tars import Rejected
 
 # Each record is compressed by itself, so that one read decodes one record (TFDS writes them so, too).
 _ARRAY_RECORD_OPTIONS = "group_size:1"
+_LONGEST_DETAIL = 500  # characters: what should be a path may be a picture in base64
 HASH_MODULUS = 1 << 256
 
 
@@ -96,7 +97,8 @@ class _Writer:
                 result = self._record(row)
                 if isinstance(result, Rejected):
                     self.rejected.add(result.reason, result.key)
-                    entry = {"key": result.key, "reason": result.reason, "detail": result.detail, "input": task.path}
+                    detail = result.detail[:_LONGEST_DETAIL]
+                    entry = {"key": result.key, "reason": result.reason, "detail": detail, "input": task.path}
                     refused.write(json.dumps(entry) + "\n")
                 else:
                     self._add(result, output)
@@ -108,7 +110,7 @@ class _Writer:
             return row
         if row.joined is not None:
             self.joinable += 1
-            self.joined += row.joined
+            self.joined += row.joined > 0
         plan = self._plan
         try:
             if isinstance(plan.source, Prepared):
@@ -117,7 +119,7 @@ class _Writer:
                 record, notes = make_record(row, plan.texts, plan.picture)
         except pictures.Refused as error:
             return rejected(row, error)
-        for note in notes:
+        for note in [*notes, *(["join.several_rows"] if (row.joined or 0) > 1 else [])]:
             self.normalised.add(note, row.key)
         return record
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 _TABLE_ROWS = 30
+_LONGEST_KEY = 40  # characters
 
 
 def summary(manifest: dict[str, Any]) -> str:
@@ -13,6 +14,7 @@ def summary(manifest: dict[str, Any]) -> str:
     ]
     if manifest["join_rate"] is not None:
         lines.append(f"joined: {manifest['joined_rows']} rows, {100 * manifest['join_rate']:.2f} %")
+    lines += manifest["remarks"]
     lines += _table("rejected", manifest["rejected"], manifest["rows_in"])
     lines += _table("normalised", manifest["normalised"], manifest["rows_out"])
     for name, entry in manifest["normalised"].items():
@@ -33,5 +35,11 @@ def _table(title: str, counts: dict[str, dict[str, Any]], rows: int) -> list[str
     lines = [f"{title}:"]
     for name, entry in list(counts.items())[:_TABLE_ROWS]:
         share = f"{100 * entry['count'] / rows:.2f} %" if rows else ""
-        lines.append(f"  {name:{width}} {entry['count']:>9} {share:>9}  {', '.join(entry['examples'][:3])}")
+        lines.append(
+            f"  {name:{width}} {entry['count']:>9} {share:>9}  {', '.join(map(_short, entry['examples'][:3]))}"
+        )
     return lines
+
+
+def _short(key: str) -> str:
+    return key if len(key) <= _LONGEST_KEY else f"{key[: _LONGEST_KEY - 1]}…"

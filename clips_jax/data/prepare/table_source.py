@@ -1,7 +1,9 @@
 """Rows from a table (CSV, TSV, JSON lines, parquet) whose pictures are files in a folder, or bytes in the table."""
 
+import codecs
 import csv
 import dataclasses
+import io
 import itertools
 import os
 import stat
@@ -14,11 +16,12 @@ from clips_jax.data.prepare.pictures import PictureOptions, Refused
 from clips_jax.data.prepare.rows import Row, Task
 from clips_jax.data.tars import Rejected, parse_object
 
-ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 PICTURE_COLUMNS = ("image", "image_path", "path", "filepath", "file_path", "file_name", "filename", "file")
 KEY_COLUMNS = ("key", "id", "uid")
 _MAX_FIELD = 1 << 27  # bytes of a CSV field; csv's own limit is below a long caption
 _BATCH = 256  # parquet rows held at once
+_OTHER_DELIMITERS = ";\t|"  # of a CSV whose header has no comma: spreadsheets of half of Europe write semicolons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +45,37 @@ class Table:
     max_bytes: int = PictureOptions.max_bytes
 
     def tasks(self, work: str) -> tuple[list[Task], list[Rejected]]:
-        """A task for every `rows_per_shard` rows of each table; counts them, which reads CSV and JSON lines once."""
+        """A task for every `rows_per_shard` rows of each table; counts them, which reads CSV and JSON lines once.
+
+        Raises:
+          ValueError: a table has no column for the picture, or none of the name that is said; names its columns.
+          FileNotFoundError: no such table, or no such folder of pictures.
+        """
         del work
+        if self.images and storage.is_local(self.images) and not os.path.isdir(self.images):
+            raise FileNotFoundError(f"--images {self.images}: no such folder.")
         tasks: list[Task] = []
         for path in list_files(self.pattern, ENDINGS):
+            self._check_columns(path)
             count, state = _count(path), storage.state(path)
             for start in range(0, count, self.rows_per_shard):
                 stop = min(start + self.rows_per_shard, count)
                 tasks.append(Task(len(tasks), path, start, stop, *state))
         return tasks, []
+
+    def _check_columns(self, path: str) -> None:
+        names = columns(path)
+        if names is None:
+            return
+        known = {name.lower() for name in names}
+        pictures = (self.image_column,) if self.image_column else PICTURE_COLUMNS
+        if not known & {name.lower() for name in pictures}:
+            raise ValueError(
+                f"{path}: no column {' or '.join(pictures)} for the picture; name one of {', '.join(names)} with "
+                "--image_column."
+            )
+        if self.key_column and self.key_column.lower() not in known:
+            raise ValueError(f"--key_column {self.key_column}: no such column in {path}; it has {', '.join(names)}.")
 
     def rows(self, task: Task, work: str) -> Iterator[Row | Rejected]:
         """The rows of a part of a table; a key that comes again within it is rejected."""
@@ -63,6 +88,7 @@ class Table:
             if isinstance(fields, str):
                 yield Rejected(name, "bad_row", fields)
                 continue
+            fields = {**{field.lower(): value for field, value in fields.items()}, **fields}
             key = _first(fields, (self.key_column,) if self.key_column else KEY_COLUMNS)
             key = name if key is None else str(key)
             if key in seen:
@@ -79,7 +105,9 @@ class Table:
 
 
 def _first(fields: dict[str, Any], names: tuple[str, ...]) -> Any:
-    return next((fields[name] for name in names if fields.get(name) not in (None, "")), None)
+    """The first value that is not empty, whatever the case of the names."""
+    found = (fields.get(name, fields.get(name.lower())) for name in names)
+    return next((value for value in found if value not in (None, "")), None)
 
 
 def _picture(value: Any, root: str, max_bytes: int) -> tuple[bytes, str]:
@@ -93,7 +121,17 @@ def _picture(value: Any, root: str, max_bytes: int) -> tuple[bytes, str]:
         return value, ""
     if not isinstance(value, str):
         raise Refused("no_picture", "no path and no bytes in the picture's column")
-    return read_inside(root, value, max_bytes), _extension(value)
+    plain = value.strip().replace("\\", "/")
+    try:
+        return read_inside(root, value, max_bytes), _extension(value)
+    except Refused as error:
+        if plain != value and error.reason == "missing_picture":  # a table from Windows, or with spaces at its commas
+            return read_inside(root, plain, max_bytes), _extension(plain)
+        if "://" in value:
+            raise Refused(
+                error.reason, f"{value}: an address; fetch the pictures first, e.g. with img2dataset"
+            ) from error
+        raise
 
 
 def _extension(path: str) -> str:
@@ -163,9 +201,35 @@ def read_table(path: str, start: int, stop: int | None) -> Iterator[dict[str, An
         yield from _parquet(path, start, stop)
         return
     with storage.open_bytes(path) as binary:
-        lines = (line.decode("utf-8", "surrogateescape") for line in binary)
-        rows = _json_lines(lines) if lower.endswith(".jsonl") else _csv(lines, "\t" if lower.endswith(".tsv") else ",")
+        csv_like = lower.endswith((".csv", ".tsv"))
+        # newline="" leaves line ends to csv: they may be within cells, or carriage returns alone.
+        lines = io.TextIOWrapper(binary, _encoding(path), "surrogateescape", newline="" if csv_like else "\n")
+        rows = _csv(lines, "\t" if lower.endswith(".tsv") else ",") if csv_like else _json_lines(lines)
         yield from itertools.islice(rows, start, stop)
+
+
+def _encoding(path: str) -> str:
+    """UTF-8, or UTF-16 where a byte order mark says so."""
+    with storage.open_bytes(path) as file:
+        start = file.read(2)
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def columns(path: str) -> list[str] | None:
+    """The columns of a table; None for JSON lines, where each row has its own."""
+    if path.lower().endswith((".jsonl", ".ndjson")):
+        return None
+    if path.lower().endswith(".parquet"):
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            with storage.open_bytes(path) as file:
+                return list(pyarrow.parquet.ParquetFile(file).schema_arrow.names)
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{path} is no parquet file, or a damaged one: {error}") from error
+    header = next(read_table(path, 0, 1), None)
+    return None if header is None or isinstance(header, str) else list(header)
 
 
 def _json_lines(lines: Iterator[str]) -> Iterator[dict[str, Any] | str]:
@@ -179,8 +243,20 @@ def _json_lines(lines: Iterator[str]) -> Iterator[dict[str, Any] | str]:
 
 def _csv(lines: Iterator[str], delimiter: str) -> Iterator[dict[str, Any] | str]:
     csv.field_size_limit(_MAX_FIELD)
-    reader = csv.reader(lines, delimiter=delimiter)
+    first = next(lines, "")
+    if delimiter not in first:
+        delimiter = next((other for other in _OTHER_DELIMITERS if other in first), delimiter)
+    at_end = False
+
+    def all_lines() -> Iterator[str]:
+        nonlocal at_end
+        yield first
+        yield from lines
+        at_end = True
+
+    reader = csv.reader(all_lines(), delimiter=delimiter)
     header: list[str] | None = None
+    last = 0
     while True:
         try:
             cells = next(reader)
@@ -189,8 +265,11 @@ def _csv(lines: Iterator[str], delimiter: str) -> Iterator[dict[str, Any] | str]
         except csv.Error as error:
             yield f"line {reader.line_num}: {error}"
             continue
+        first_line, last = last + 1, reader.line_num
         if header is None:
-            header = [name.removeprefix("\ufeff").strip() for name in cells]
+            header = [name.strip() for name in cells]
+        elif at_end:  # the reader asked for more within this row
+            yield f"line {first_line}: a quote that is closed nowhere; everything to line {last} is in it"
         elif len(cells) == len(header):
             yield dict(zip(header, cells, strict=True))
         elif cells:  # an empty line is no row

@@ -8,6 +8,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from clips_jax.data.tars import Rejected, Sample
 _OPENERS: tuple[tuple[bytes, Any], ...] = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
 # An unpacked tar may be this many times its file, at most: text packs 10-fold, pictures hardly at all. Assumption.
 _MAX_UNPACKED = 200
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _PACKED_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, OSError)
 
 
@@ -80,11 +82,10 @@ class Tars:
                     yield Rejected(sample.key, "bad_json", str(error))
                     continue
                 picture = read_part(file, sample, sample.picture)
-                found = None
+                found: tuple[int, dict[str, Any]] = (0, {})
                 if recaptions and joined is not None:
-                    found = joined.get(join_value(recaptions.join_on, sample.key, fields, picture))
-                    fields |= found or {}
-                yield Row(sample.key, picture, fields, sample.picture, None if joined is None else found is not None)
+                    found = joined.get(join_value(recaptions.join_on, sample.key, fields, picture), found)
+                yield Row(sample.key, picture, fields | found[1], sample.picture, None if joined is None else found[0])
 
 
 # Larger parts are not even read. Assumption: no picture or caption is.
@@ -102,8 +103,8 @@ def sidecar_hash(work: str, number: int) -> str:
     return os.path.join(work, f"{number:05d}.recaptions.sha256")
 
 
-def read_sidecar(path: str) -> dict[str, dict[str, Any]]:
-    """Joined rows by join value."""
+def read_sidecar(path: str) -> dict[str, tuple[int, dict[str, Any]]]:
+    """By join value how many rows the table has, and the one that is taken."""
     with storage.open_bytes(path) as file:
         return json.loads(file.read())
 
@@ -113,7 +114,7 @@ def join_value(join_on: str, key: str, fields: dict[str, Any], picture: bytes | 
     if join_on == "key":
         return key
     value = fields.get(join_on)
-    if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
         return normal_join_value(value)
     if join_on == "sha256" and picture is not None:
         return hashlib.sha256(picture).hexdigest()
@@ -121,10 +122,24 @@ def join_value(join_on: str, key: str, fields: dict[str, Any], picture: bytes | 
 
 
 def normal_join_value(value: Any) -> str:
-    """Join values as they are compared: text, without white space around it, hashes in lower case."""
+    """Join values as they are compared: text without white space around it; hashes in lower-case hexadecimal.
+
+    Hashes may be bytes, UUIDs may have dashes, whole numbers may be floats (a column with gaps in pandas).
+    """
+    if isinstance(value, bytes):
+        value = value.decode() if value.isascii() and value.decode().isprintable() else value.hex()
+    elif isinstance(value, float) and value.is_integer():
+        value = int(value)
     text = str(value).strip().encode("utf-8", "replace").decode()  # no halves of surrogate pairs: they cannot travel
+    if _UUID.fullmatch(text):
+        text = text.replace("-", "")
     hexadecimal = len(text) in (32, 40, 64) and not set(text.lower()) - set("0123456789abcdef")
     return text.lower() if hexadecimal else text
+
+
+def without_zeros(value: str) -> str:
+    """A number without leading zeros, else the value: "000012" and 12 are the same key where no other one fits."""
+    return (value.lstrip("0") or "0") if value.isdecimal() else value
 
 
 def join_values(task: Task, work: str, join_on: str) -> list[str]:

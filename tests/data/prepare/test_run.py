@@ -57,7 +57,8 @@ def without_time(manifest: dict) -> dict:
     return {name: value for name, value in manifest.items() if name != "worker_seconds"}
 
 
-def test_run_restart_and_workers(tmp_path, capfd):
+def test_run_restart_and_workers(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("clips_jax.data.prepare.run._SMALL_BYTES", 0)  # so that two workers are two
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     write_input(folder)
@@ -114,6 +115,43 @@ def test_run_restart_and_workers(tmp_path, capfd):
     assert "hash " + smaller["hash"] in capfd.readouterr().out
 
 
+def join(folder, tables: list[dict], *flags: str) -> list[str] | str:
+    """The recaptions that tables give the tar in `folder`, or what the command says instead."""
+    for number, columns in enumerate(tables):
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{number}.parquet")
+    arguments = ["tars", f"{folder}/0.tar", "--recaptions", f"{folder}/*.parquet", "--name", "web", *flags]
+    if command.main([*arguments, "--data_dir", str(folder / "out"), "--workers", "1"]):
+        return ""
+    records = Records("web", "train", str(folder / "out"))
+    return [record["recaption"] for record in records.read(range(len(records)))]
+
+
+def test_joins_with_tables_as_they_are(tmp_path, capfd):
+    """Keys that pandas made numbers, hashes that are bytes, rows without a text before one that has it."""
+    write_tar(tmp_path / "0.tar", sample("000000000", 0) + sample("000000012", 12))
+    texts = ["Zero.", "Twelve."]
+    assert join(tmp_path, [{"key": [0, 12], "re_caption": texts}], "--join_on", "key") == texts
+    assert join(tmp_path, [{"key": [12.0, None], "re_caption": texts}], "--join_on", "key") == ["", "Zero."]
+    hashes = [number.to_bytes(32, "big") for number in (0, 12)]
+    table = {"sha256": [*hashes, hashes[1], hashes[1]], "re_caption": ["Zero.", None, "Twelve.", "Again."]}
+    assert join(tmp_path, [table]) == texts
+    assert "join.several_rows         1" in capfd.readouterr().out
+    assert join(
+        tmp_path, [{"uid": ["0" * 8 + "-0000" * 3 + f"-{12:012x}"], "re_caption": ["x"]}], "--join_on", "uid"
+    ) == [
+        "",
+        "x",
+    ]
+    assert join(tmp_path, [{"sha256": ["other"], "re_caption": ["x"]}]) == ["", ""]
+    said = f"NOTHING WAS JOINED: the samples' sha256 are such as {0:064}, {12:064x}, those of the table's column sha256"
+    assert f"{said} are such as other." in capfd.readouterr().out
+    assert not join(tmp_path, [table, {"hash": ["x"], "re_caption": ["x"]}])
+    assert "no such column in" in capfd.readouterr().err
+    (tmp_path / "1.parquet").write_text("no parquet")
+    assert not join(tmp_path, [table])
+    assert "1.parquet is no parquet file" in capfd.readouterr().err
+
+
 def test_other_splits_and_smaller_copies(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -164,7 +202,8 @@ def test_nothing_usable_is_said(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "NO RECORD HAS A TEXT IN titel" in out and "IN recaption" in out and "IN url" not in out
     assert command.main(["tars", str(tmp_path / "a.tar"), *flags]) == 1
-    assert "none of 1 rows gave a record" in capsys.readouterr().err
+    said = "none of 1 rows gave a record: 1 not_a_picture; such as a: 1 bytes that begin with b'x'"
+    assert said in capsys.readouterr().err
     manifest = json.loads((tmp_path / "out/none/1.0.0/manifest-train.json").read_text())
     assert manifest["rejected"] == {"not_a_picture": {"count": 1, "examples": ["a"]}}
     assert not (tmp_path / "out/none/1.0.0/dataset_info.json").exists()
@@ -176,6 +215,8 @@ def test_nothing_usable_is_said(tmp_path, capsys):
         (["tars", "absent.tar", "--name", "x"], "absent.tar: no such file"),
         (["tars", "absent/*.tar", "--name", "x"], "no file matches"),
         (["tars", "{here}", "--name", "Bad-Name"], "lower case"),
+        (["tars", "{here}", "--name", "coco"], "a well-known set"),
+        (["tars", "{here}", "--name", "emoji"], "call yours otherwise"),
         (["tars", "{here}", "--name", "x", "--version", "1"], "three numbers"),
         (["tars", "{here}", "--name", "x", "--split", "../x"], "--split"),
         (["tars", "{here}", "--name", "x", "--texts", "image"], "none of"),

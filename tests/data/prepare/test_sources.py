@@ -142,9 +142,57 @@ def test_csv(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'\xef\xbb\xbf"path","caption"\r\n"a.png","one"\r\n"sub\\a.png","two\r\nlines"\r\n',  # Excel's UTF-8
+        'Path,CAPTION\na.png,one\n sub/a.png ,"two\nlines"\n'.encode("utf-16"),
+        b'path;caption\ra.png;one\rsub/a.png;"two\rlines"\r',
+        b'path\tcaption\na.png\tone\nsub/a.png\t"two\nlines"',
+    ],
+)
+def test_csv_as_programs_write_it(tmp_path, content):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/a.png"):
+        (tmp_path / name).write_bytes(encoded("PNG"))
+    (tmp_path / "t.csv").write_bytes(content)
+    found = [make_record(row, TextOptions(), PictureOptions())[0] for row in rows(Table(str(tmp_path / "t.csv")))]
+    assert [record["alt_text"] for record in found] == ["one", "two\nlines"]
+
+
+def test_a_quote_that_nothing_closes_is_no_row(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded("PNG"))
+    (tmp_path / "t.csv").write_text('path,caption\na.png,one\na.png,"two\na.png,three\na.png,four\n')
+    found = rows(Table(str(tmp_path / "t.csv")))
+    assert keys(found) == ["t-0"] and found[1].detail == (
+        "line 3: a quote that is closed nowhere; everything to line 5 is in it"
+    )
+
+
+def test_columns_that_are_not_there(tmp_path):
+    (tmp_path / "t.csv").write_text("picture,caption\na.png,one\n")
+    pyarrow.parquet.write_table(pyarrow.table({"picture": ["a.png"]}), tmp_path / "t.parquet")
+    for name in ("t.csv", "t.parquet"):
+        path = str(tmp_path / name)
+        with pytest.raises(ValueError, match="name one of picture"):
+            Table(path).tasks("")
+        with pytest.raises(ValueError, match="--key_column number: no such column in .*; it has picture"):
+            Table(path, image_column="Picture", key_column="number").tasks("")
+        assert len(Table(path, image_column="Picture").tasks("")[0]) == 1
+        with pytest.raises(FileNotFoundError, match="no such folder"):
+            Table(path, str(tmp_path / "absent"), "picture").tasks("")
+
+
 def test_json_lines(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded())
-    lines = [b'{"file_name": "a.jpg", "text": NaN, "title": "t"}', b"[1]", b"{", b"", b'{"file_name": 3}', b"\xff"]
+    lines = [
+        b'\xef\xbb\xbf{"file_name": "a.jpg", "text": NaN, "title": "t"}',
+        b"[1]",
+        b"{",
+        b"",
+        b'{"file_name": 3}',
+        b"\xff",
+    ]
     (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines))
     found = rows(Table(str(tmp_path / "t.jsonl")))
     assert [(type(row).__name__, row.key) for row in found] == [
@@ -238,4 +286,7 @@ def test_join_values():
     assert tar_source.join_value("key", "k", {"key": "other"}, None) == "k"
     assert tar_source.join_value("uid", "k", {}, b"x") == ""
     assert tar_source.join_value("uid", "k", {"uid": "a\udce9"}, None).encode() == b"a?"
+    assert tar_source.normal_join_value(bytes(range(250, 256)) * 5) == (bytes(range(250, 256)) * 5).hex()
+    assert tar_source.normal_join_value("0123ABCD-4567-89ab-cdef-0123456789ab") == "0123abcd456789abcdef0123456789ab"
+    assert [tar_source.normal_join_value(value) for value in (b"ab ", 12, 12.0, 1.5)] == ["ab", "12", "12", "1.5"]
     assert len(base64.b16decode(tar_source.join_value("sha256", "k", {"sha256": None}, b"x").upper())) == 32
