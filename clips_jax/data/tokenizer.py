@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -152,32 +153,53 @@ class SentencePieceTokenizer:
         tokens = np.full((len(texts), length), self.special.pad, np.int32)
         sentence_ids = np.full((len(texts), length), -1, np.int32)
         cleaned = [_clean(text, length) for text in texts]
-        encoded = self._processor.encode(cleaned, return_type="numpy", num_threads=1)
-        for row, (text, ids) in enumerate(zip(cleaned, encoded, strict=True)):
-            kept = min(len(ids), length)
-            if kept:
-                tokens[row, :kept] = ids[:kept]
-                begins, unit = self._begins(text, ids[:kept])
-                ends = [end for _, end in split_sentences(text)[:-1]]
-                if unit == "byte":
-                    ends = [len(text[:end].encode()) for end in ends]
-                sentences = np.searchsorted(ends, begins, side="right")
-                sentence_ids[row, 0] = 0
-                np.cumsum(sentences[1:] > sentences[:-1], out=sentence_ids[row, 1:kept])
+        # One by one: a list is encoded in a thread made for it, which costs 5 µs a text more.
+        pieces = [self._processor.encode(text)[:length] for text in cleaned]
+        kept = np.array([len(ids) for ids in pieces], np.int64)
+        if not kept.any():
+            return tokens, sentence_ids
+        # All texts' tokens in one row from here on: a few NumPy calls for 64 texts, not for each.
+        filled = np.arange(length) < kept[:, None]
+        flat = np.fromiter(itertools.chain.from_iterable(pieces), np.int32, int(kept.sum()))
+        tokens[filled] = flat
+        stops = np.cumsum(kept)
+        starts = stops - kept
+        widths = self._widths[flat]
+        begins = np.cumsum(widths) - widths  # in characters of all texts, each with the space before its first piece
+        opens = np.zeros(len(flat), np.int32)  # 1 where a sentence begins that is not its text's first
+        ends: list[int] = []  # of sentences, counted like `begins`,
+        limits: list[int] = []  # and where their text's tokens stop
+        for text, ids, start, stop in zip(cleaned, pieces, starts.tolist(), stops.tolist(), strict=True):
+            spans = split_sentences(text)[:-1] if ids else []
+            if not spans:
+                continue
+            if self._spells(text, ids):
+                before = int(begins[start]) + 1
+                ends += [before + end for _, end in spans]
+                limits += [stop] * len(spans)
+            else:
+                # Normalisation has moved characters: only SentencePiece knows where pieces begin, in bytes.
+                found = self._processor.encode(text, return_type="proto").pieces[: len(ids)]
+                byte_ends = [len(text[:end].encode()) for _, end in spans]
+                sentences = np.searchsorted(byte_ends, [piece.begin for piece in found], side="right")
+                opens[start + 1 : stop] = sentences[1:] > sentences[:-1]
+        places = np.searchsorted(begins, ends)
+        opens[places[places < limits]] = 1
+        counts = np.cumsum(opens)
+        sentence_ids[filled] = counts - np.repeat(counts[np.minimum(starts, len(flat) - 1)], kept)
         return tokens, sentence_ids
 
-    def _begins(self, text: str, ids: np.ndarray) -> tuple[np.ndarray, str]:
-        """Where each of the first pieces of `text` begins, int (len(ids),), and the unit, "character" or "byte"."""
-        # Normalisation may move characters, so in general only SentencePiece knows. But if the pieces, one after the
-        # other, spell the text (up to case), it moved nothing and the lengths of the pieces tell: 3 times as fast.
-        spelled = "".join(map(self._surfaces.__getitem__, ids.tolist()))
+    def _spells(self, text: str, ids: list[int]) -> bool:
+        """Whether these first pieces, one after the other, spell the text up to case: then normalisation moved nothing.
+
+        The lengths of the pieces then tell where each begins, 3 times as fast as asking SentencePiece.
+        """
+        spelled = "".join(map(self._surfaces.__getitem__, ids))
         marked = _SPACE + text[: len(spelled)].replace(" ", _SPACE)
+        if marked.startswith(spelled):
+            return True
         lower = marked.lower()  # longer than `marked` if it has moved anything itself, as for "\u0130"
-        if marked.startswith(spelled) or (len(lower) == len(marked) and lower.startswith(spelled)):
-            width = self._widths[ids]
-            return np.maximum(np.cumsum(width) - width - 1, 0), "character"
-        pieces = self._processor.encode(text, return_type="proto").pieces
-        return np.fromiter((piece.begin for piece in pieces[: len(ids)]), np.int64, len(ids)), "byte"
+        return len(lower) == len(marked) and lower.startswith(spelled)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of one sequence of ids up to EOS, without special tokens; unknown pieces appear as "⁇"."""
