@@ -54,8 +54,7 @@ def prepare(plan: Plan, card: dataset.Card, options: PipelineOptions) -> dict[st
       NothingUsable: no record came out.
       BlockingIOError: another run is writing this split.
     """
-    with _alone(plan):
-        storage.drop_scratch(plan.work)
+    with _alone(plan), storage.scratch_inside(plan.work):
         tasks, planned = plan.source.tasks(plan.work)
         if _is_small(tasks) and options.get_all_options().get("direct_running_mode") == "multi_processing":
             options = direct_options(1)

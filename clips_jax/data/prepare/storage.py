@@ -124,10 +124,27 @@ def scratch(work: str) -> str:
     return os.path.join(work, "scratch") if is_local(work) else tempfile.gettempdir()
 
 
-def drop_scratch(work: str) -> None:
-    """Removes copies that a killed run left."""
-    if is_local(work):
-        shutil.rmtree(scratch(work), ignore_errors=True)
+@contextlib.contextmanager
+def scratch_inside(work: str) -> Iterator[None]:
+    """Has everybody's temporary files, those of Beam and of worker processes, made in `work`; removes them at the end.
+
+    Before it starts it removes what a killed run left. Where `work` is remote, temporary files lie where they always do.
+    """
+    if not is_local(work):
+        yield
+        return
+    folder, before = os.path.abspath(scratch(work)), (tempfile.tempdir, os.environ.get("TMPDIR"))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    tempfile.tempdir = os.environ["TMPDIR"] = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before[0]
+        del os.environ["TMPDIR"]
+        if before[1] is not None:
+            os.environ["TMPDIR"] = before[1]
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

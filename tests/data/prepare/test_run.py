@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import tempfile
 
 import pyarrow
 import pyarrow.parquet
@@ -62,6 +63,10 @@ def test_run_restart_and_workers(tmp_path, capfd, monkeypatch):
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     write_input(folder)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     manifest = run(folder, output)
     rejected = {name: (entry["count"], entry["examples"]) for name, entry in manifest["rejected"].items()}
     assert rejected == {
@@ -84,7 +89,8 @@ def test_run_restart_and_workers(tmp_path, capfd, monkeypatch):
         ("", "unreadable_tar"),
     ]
     assert listed[3]["input"] == str(folder / "3.tar")
-    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+    assert sorted(os.listdir(tmp_path)) == ["in", "out", "tmp"]
+    assert not os.listdir(temporary) and not list(output.rglob("*tmp*"))
 
     records = Records("web", "train", str(output))
     assert records.features == ("alt_text", "id", "image", "recaption") and len(records) == 14
