@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import create_runner
 
 from clips_jax.data.prepare import dataset, run
 from clips_jax.data.prepare.coco_source import Coco
@@ -205,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             beam_options = run.direct_options(options.workers)
         else:
             beam_options = PipelineOptions([f"--runner={options.runner}", *beam_flags])
+            create_runner(options.runner)  # an unknown one is an error before anything is touched
         manifest = run.prepare(plan, card, beam_options)
     except run.NothingUsable as error:
         print(f"error: {error}; see {dataset.manifest_path(plan)}", file=sys.stderr)

@@ -41,6 +41,8 @@ def read_card(folder: str, homepage: str = "", licence: str = "") -> Card:
         if name == "CITATIONS.bib" and not os.path.exists(path):
             texts.append("")
             continue
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"--card {folder}: there is no README.md in it.")
         with open(path, encoding="utf-8") as file:
             texts.append(file.read())
     return Card(texts[0], texts[1], homepage, licence)

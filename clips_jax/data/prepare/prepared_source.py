@@ -36,6 +36,10 @@ class Prepared:
         files = [str(file) for file in splits[self.split].filepaths]
         return [Task(number, path, 0, 0, *storage.state(path)) for number, path in enumerate(files)], []
 
+    def folder(self) -> str:
+        """Where the set lies."""
+        return str(open_builder(self.dataset, self.data_dir).data_dir)
+
     def features(self) -> Any:
         """The features of the set."""
         return _features(self.dataset, self.data_dir)

@@ -54,6 +54,9 @@ def prepare(plan: Plan, card: dataset.Card, options: PipelineOptions) -> dict[st
       NothingUsable: no record came out.
       BlockingIOError: another run is writing this split.
     """
+    source_folder = getattr(plan.source, "folder", lambda: "")()
+    if source_folder and os.path.realpath(source_folder) == os.path.realpath(plan.folder):
+        raise ValueError(f"{plan.folder} is to be made from itself: choose another --name or --version.")
     with _alone(plan), storage.scratch_inside(plan.work):
         tasks, planned = plan.source.tasks(plan.work)
         if _is_small(tasks) and options.get_all_options().get("direct_running_mode") == "multi_processing":
@@ -63,7 +66,10 @@ def prepare(plan: Plan, card: dataset.Card, options: PipelineOptions) -> dict[st
             _join(plan, tasks, options)
             notes = _notes(plan, tasks)
             todo = [task for task in tasks if notes[task.number] is None]
-            print(f"{plan.folder}: {len(todo)} of {len(tasks)} shards to make", file=terminal, flush=True)
+            replaced = (
+                "; the set there is of other input or options, and is replaced" if _is_other(plan, tasks, todo) else ""
+            )
+            print(f"{plan.folder}: {len(todo)} of {len(tasks)} shards to make{replaced}", file=terminal, flush=True)
             if todo or not storage.exists(_duplicates_path(plan)):
                 dataset.withdraw(plan)
                 storage.remove(_duplicates_path(plan))
@@ -85,6 +91,12 @@ def prepare(plan: Plan, card: dataset.Card, options: PipelineOptions) -> dict[st
     return manifest
 
 
+def _is_other(plan: Plan, tasks: list[Task], todo: list[Task]) -> bool:
+    """Whether all shards of a finished set are to be made again."""
+    manifest = storage.read_json(dataset.manifest_path(plan)) if len(todo) == len(tasks) else None
+    return bool(manifest) and bool(manifest.get("rows_out"))
+
+
 def _is_small(tasks: list[Task]) -> bool:
     rows = sum(task.stop - task.start for task in tasks)
     return rows <= _SMALL_ROWS if rows else sum(task.size for task in tasks) <= _SMALL_BYTES
@@ -104,7 +116,8 @@ def _why_nothing(plan: Plan, manifest: dict[str, Any]) -> str:
     counts = ", ".join(f"{entry['count']} {reason}" for reason, entry in manifest["rejected"].items())
     with storage.open_bytes(dataset.rejected_path(plan)) as file:
         entry = next(found for found in map(json.loads, file) if found["reason"] == next(iter(manifest["rejected"])))
-    return f"none of {manifest['rows_in']} rows gave a record: {counts}; such as {entry['key']}: {entry['detail']}"
+    example = f"{entry['key'] or entry['input']}: {entry['detail']}"
+    return f"none of {manifest['rows_in']} rows gave a record: {counts}; such as {example}"
 
 
 def _join(plan: Plan, tasks: list[Task], options: PipelineOptions) -> None:
@@ -174,7 +187,10 @@ def _alone(plan: Plan) -> Iterator[None]:
         return
     import fcntl
 
-    os.makedirs(plan.work, exist_ok=True)
+    try:
+        os.makedirs(plan.work, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--data_dir: {plan.folder} cannot be made: {error}") from error
     with open(os.path.join(plan.work, "lock"), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -126,9 +126,9 @@ def scratch(work: str) -> str:
 
 @contextlib.contextmanager
 def scratch_inside(work: str) -> Iterator[None]:
-    """Has everybody's temporary files, those of Beam and of worker processes, made in `work`; removes them at the end.
+    """Has all temporary files, those of Beam and of worker processes, made in `work`; removes them at the end.
 
-    Before it starts it removes what a killed run left. Where `work` is remote, temporary files lie where they always do.
+    Before it starts it removes what a killed run left. Where `work` is remote, temporary files lie where they do else.
     """
     if not is_local(work):
         yield

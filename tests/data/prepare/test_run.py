@@ -169,6 +169,9 @@ def test_other_splits_and_smaller_copies(tmp_path):
     assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 4, "val": 4}
     assert command.main(["tars", f"{folder}/1.tar", "--name", "web", "--split", "x", "--texts", "url", *output]) == 2
     assert command.main(["prepared", "web", "--name", "small", "--split", "val", "--shorter_side", "24", *output]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out/web").rglob("*") if path.is_file()}
+    assert command.main(["prepared", "web", "--name", "web", "--split", "val", "--shorter_side", "24", *output]) == 2
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out/web").rglob("*") if path.is_file()}
     large, small = (Records(name, "val", str(tmp_path / "out")) for name in ("web", "small"))
     assert len(small) == len(large) == 4 and len(small[0]["image"]) < len(large[0]["image"])
     assert [{**record, "image": b""} for record in small.read(range(4))] == [
@@ -228,6 +231,9 @@ def test_nothing_usable_is_said(tmp_path, capsys):
         (["tars", "{here}", "--name", "x", "--texts", "image"], "none of"),
         (["tars", "{here}", "--name", "x", "--shorter", "9"], "--shorter 9: no such option"),
         (["prepared", "absent", "--name", "x"], "not prepared in"),
+        (["tars", "{here}", "--name", "x", "--runner", "Nobody"], "Unexpected pipeline runner: Nobody"),
+        (["tars", "{here}", "--name", "x", "--card", "{here}"], "no README.md"),
+        (["tars", "{here}/0.tar", "--name", "x", "--data_dir", "{here}/0.tar"], "cannot be made"),
         (["coco", "{here}/0.tar", "--images", ".", "--name", "x"], "no COCO captions file"),
         (
             ["tars", "{here}", "--name", "x", "--recaptions", "{here}/recaptions.parquet", "--join_on", "uid"],
@@ -238,7 +244,8 @@ def test_nothing_usable_is_said(tmp_path, capsys):
 def test_mistakes_are_named(tmp_path, capsys, arguments, message):
     write_input(tmp_path)
     arguments = [argument.replace("{here}", str(tmp_path)) for argument in arguments]
-    assert command.main([*arguments, "--data_dir", str(tmp_path / "out"), "--workers", "1"]) == 2
+    arguments += [] if "--data_dir" in arguments else ["--data_dir", str(tmp_path / "out")]
+    assert command.main([*arguments, "--workers", "1"]) == 2
     assert message in capsys.readouterr().err
 
 
