@@ -1,11 +1,12 @@
 """Checkpoints: Orbax, asynchronous, in items so that a reader takes only what it needs.
 
 `WORKDIR/checkpoints/STEP/` holds `params`, `optimizer` (step and optimizer state) and `meta` (JSON: the resolved
-config, the tokenizer's identity, samples seen, versions).
+config, the tokenizer's identity, samples seen, versions, and a checksum of each array).
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -14,11 +15,13 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from clips_jax.checksums import checksums
 from clips_jax.config import CheckpointConfig
-from clips_jax.run.stops import DiskFull, is_disk_full
+from clips_jax.run.stops import FAILED, RESTART, DiskFull, RunStopped, is_disk_full
 from clips_jax.train_step import TrainState
 
 ITEMS = ("params", "optimizer", "meta")
+_KINDS = {"params": "parameter", "optimizer": "optimizer state"}
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -34,6 +37,38 @@ PACKAGES = (
 
 class CheckpointMismatch(ValueError):
     """A checkpoint that does not belong to this config, model or tokenizer."""
+
+
+class DamagedCheckpoint(RunStopped):
+    """Files of a checkpoint that was whole are missing, cannot be read, or hold other numbers than were saved."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+# What TensorStore says of files that are not what was written, and of a store that is away.
+_DAMAGED = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND", "FAILED_PRECONDITION")
+_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+def _damage(error: Exception) -> str:
+    """What is damaged, in the words of this error or of one that it came from; "" if it says nothing of the kind."""
+    chain: list[BaseException] = [error]
+    while before := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(before)
+    if any(word in str(link) for link in chain for word in _AWAY):
+        return ""
+    for link in chain:
+        if isinstance(link, (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, _OtherNumbers)):
+            return str(link)
+        if any(word in str(link) for word in _DAMAGED):
+            return str(link)
+    return ""
+
+
+class _OtherNumbers(Exception):
+    """An array whose checksum is not the one that was saved."""
 
 
 def versions() -> dict[str, str]:
@@ -87,7 +122,7 @@ class Checkpoints:
     """The checkpoints of one workdir.
 
     Opening it for writing moves step folders that are not complete out of the way, to `incomplete-STEP`, and says so:
-    Orbax would take an empty one for the newest checkpoint.
+    Orbax would take an empty one for the newest checkpoint. The next opening deletes them.
 
     Attributes:
       values: of `keep_best`, by step; the caller keeps it up to date, and fills it in when a run goes on.
@@ -129,13 +164,20 @@ class Checkpoints:
         return (folder / "_CHECKPOINT_METADATA").exists() and all((folder / item).exists() for item in ITEMS)
 
     def _set_incomplete_aside(self) -> None:
+        for left in self.directory.glob("incomplete-*"):
+            left.rmtree()  # of the start before, which has said so
         for folder in self.directory.iterdir():
             if folder.name.isdigit() and not self._is_complete(folder):
+                names = sorted(path.name for path in folder.iterdir())
+                if names and not {*names} & {*ITEMS, "_CHECKPOINT_METADATA", "commit_success.txt"}:
+                    raise CheckpointMismatch(
+                        f"{folder} holds {', '.join(names[:3])}: not a checkpoint of this program. Use another workdir."
+                    )
                 aside = self.directory / f"incomplete-{folder.name}"
-                if aside.exists():
-                    aside.rmtree()
                 folder.rename(aside)
-                logging.warning("Checkpoint %s is incomplete: ignored, moved to %s.", folder, aside)
+                logging.warning(
+                    "Checkpoint %s is incomplete: ignored, moved to %s, which the next start deletes.", folder, aside
+                )
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, increasing."""
@@ -160,14 +202,16 @@ class Checkpoints:
           DiskFull: the disk is full and the config says stop. An error of the save before also surfaces here.
         """
         step = int(state.step)
+        arrays = {"params": state.params, "optimizer": {"step": state.step, "opt_state": state.opt_state}}
+        meta = meta | {"versions": versions(), "checksums": {item: checksums(arrays[item]) for item in arrays}}
         for _ in range(2):  # the first may find that the save before has failed
             try:
                 self._manager.save(
                     step,
                     args=ocp.args.Composite(
-                        params=ocp.args.StandardSave(state.params),
-                        optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-                        meta=ocp.args.JsonSave(meta | {"versions": versions()}),
+                        params=ocp.args.StandardSave(arrays["params"]),
+                        optimizer=ocp.args.StandardSave(arrays["optimizer"]),
+                        meta=ocp.args.JsonSave(meta),
                     ),
                     force=True,  # the loop decides when; Orbax's own first-save rule stays out of it
                 )
@@ -219,29 +263,85 @@ class Checkpoints:
             self._manager.delete(later)
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON item of a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        """The JSON item of a checkpoint; raises `DamagedCheckpoint`."""
+        with self._reading(step, "meta"):
+            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
     def restore(self, step: int, state: TrainState) -> TrainState:
-        """The state of a step, onto the shardings of `state` (ShapeDtypeStructs that carry them)."""
+        """The state of a step, onto the shardings of `state` (ShapeDtypeStructs that carry them).
+
+        Raises:
+          CheckpointMismatch: shapes differ. DamagedCheckpoint: see there; where an older checkpoint is whole, this one
+            is moved to `damaged-STEP`, so that the next start goes on from the older one.
+        """
         params = self.restore_params(step, state.params)
-        target = {"step": state.step, "opt_state": state.opt_state}
-        args = ocp.args.Composite(optimizer=ocp.args.StandardRestore(target))
-        optimizer = self._manager.restore(step, args=args)["optimizer"]
+        optimizer = self._restore(step, "optimizer", {"step": state.step, "opt_state": state.opt_state})
         return TrainState(optimizer["step"], params, optimizer["opt_state"])
 
     def restore_params(self, step: int, params: Any) -> Any:
-        """Parameters only, onto the shardings of `params`; raises `CheckpointMismatch` if their shapes differ."""
-        saved = self._manager.item_metadata(step)["params"].tree
-        saved_shapes = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
-        wanted = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-        if saved_shapes != wanted:
-            name = sorted(name for name in saved_shapes | wanted if saved_shapes.get(name) != wanted.get(name))[0]
-            raise CheckpointMismatch(
-                f"{self.path(step)}: parameter {name} has shape {saved_shapes.get(name, 'none: it is not there')}, "
-                f"the config's model wants {wanted.get(name, 'none: it has no such parameter')}."
-            )
-        return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(params)))["params"]
+        """Parameters only, onto the shardings of `params`; raises as `restore` does."""
+        return self._restore(step, "params", params)
+
+    def _restore(self, step: int, item: str, target: Any) -> Any:
+        saved_sums = self.meta(step).get("checksums", {}).get(item, {})  # checkpoints of before have none
+        with self._reading(step, item):
+            metadata_of_item = self._manager.item_metadata(step)[item]
+            if metadata_of_item is None:
+                raise FileNotFoundError(f"{self.path(step) / item / '_METADATA'} is not there")
+            saved = metadata_of_item.tree
+            saved_leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
+            saved_shapes = {name: tuple(leaf.shape) for name, leaf in saved_leaves.items()}
+            wanted = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
+            if saved_shapes != wanted:
+                name = sorted(name for name in saved_shapes | wanted if saved_shapes.get(name) != wanted.get(name))[0]
+                raise CheckpointMismatch(
+                    f"{self.path(step)}: {_KINDS[item]} {name} has shape "
+                    f"{saved_shapes.get(name, 'none: it is not there')}, the config's model wants "
+                    f"{wanted.get(name, f'none: it has no such {_KINDS[item]}')}."
+                )
+            restored = self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(target)}))
+            restored = restored[item]
+            found = checksums(restored)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(restored):
+                name = _name(path)
+                same_bits = leaf.dtype == saved_leaves[name].dtype  # else it was rounded on the way
+                if same_bits and found[name] != saved_sums.get(name, found[name]):
+                    raise _OtherNumbers(f"the numbers of {name} are not those that were saved (checksum)")
+            return restored
+
+    @contextlib.contextmanager
+    def _reading(self, step: int, item: str) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointMismatch:
+            raise
+        except Exception as error:
+            if damage := _damage(error):
+                raise self._damaged(step, item, damage) from error
+            if isinstance(error, (KeyError, TypeError, AttributeError)):  # Orbax, of metadata that lack something
+                raise DamagedCheckpoint(
+                    f"{self.path(step) / item} cannot be read ({error!r}): damaged, or written by another version of "
+                    "Orbax (run.json says which). Without this folder the run goes on from the checkpoint before.",
+                    FAILED,
+                ) from error
+            raise
+
+    def _damaged(self, step: int, item: str, damage: str) -> DamagedCheckpoint:
+        folder, older = self.path(step), [saved for saved in self.steps() if saved < step]
+        words = " ".join(damage.partition("[tensorstore_spec")[0].split())[:500].rstrip(". ")
+        what = f"{_not_json(folder) or folder / item} is damaged: {words}."
+        if not older:
+            return DamagedCheckpoint(f"{what} There is no older checkpoint: restore these files from a copy.", FAILED)
+        if self._config is None:
+            return DamagedCheckpoint(f"{what} The one before it is {self.path(older[-1])}.", FAILED)
+        aside = self.directory / f"damaged-{step}"
+        with contextlib.suppress(OSError):  # another process may have done it
+            if aside.exists():
+                aside.rmtree()
+            folder.rename(aside)
+        return DamagedCheckpoint(
+            f"{what} It is now {aside}; the same command goes on from {self.path(older[-1])}.", RESTART
+        )
 
     def wait(self) -> None:
         """Waits for the last save; raises its error."""
@@ -255,6 +355,17 @@ class Checkpoints:
         """Waits for the last save; raises its error."""
         self.wait()
         self._manager.close()
+
+
+def _not_json(folder: epath.Path) -> epath.Path | None:
+    """The file of a checkpoint that should be JSON and is not."""
+    for pattern in ("meta/metadata", "*/_METADATA", "*/_sharding", "*/array_metadatas/*"):
+        for path in sorted(folder.glob(pattern)):
+            try:
+                json.loads(path.read_bytes())
+            except (ValueError, OSError):
+                return path
+    return None
 
 
 def _name(path: tuple[Any, ...]) -> str:

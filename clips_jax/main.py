@@ -39,6 +39,9 @@ from clips_jax.data.bad_records import TooManyBadRecords
 from clips_jax.run.stops import FAILED, DiskFull, Preempted, RunStopped, is_disk_full
 from clips_jax.train import train
 
+# What the system says of a path names it; a traceback would add nothing.
+WRONG_PATHS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+
 CONFIG = define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if it is not there.")
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config as JSON and stop.")
@@ -86,7 +89,7 @@ def main(argv: list[str]) -> None:
             allow_config_change=ALLOW_CONFIG_CHANGE.value,
             profile=PROFILE.value,
         )
-    except (ConfigError, CheckpointMismatch, FileNotFoundError, TooManyBadRecords) as error:
+    except (ConfigError, CheckpointMismatch, TooManyBadRecords, *WRONG_PATHS) as error:
         leave(f"{type(error).__name__}: {error}", FAILED)  # the message says what to do; a traceback would bury it
     except RunStopped as error:
         leave(f"{type(error).__name__}: {error}", error.exit_code, together=isinstance(error, Preempted))
@@ -94,7 +97,8 @@ def main(argv: list[str]) -> None:
         raise
     except Exception as error:
         if is_disk_full(error):
-            leave(f"{DiskFull.__name__}: {error}", FAILED)
+            what = f"{WORKDIR.value}: the disk is full ({(str(error).splitlines() or ['?'])[0]})"
+            leave(f"{DiskFull.__name__}: {what}. Make room and start the same command again.", FAILED)
         traceback.print_exc()
         leave("", FAILED)
 

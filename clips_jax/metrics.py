@@ -17,13 +17,17 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, by step; a last line that was cut off by a kill is left out."""
+    """The rows of `metrics.jsonl`, by step; a last line that was cut off by a kill, or any damaged one, is left out."""
     path = epath.Path(workdir) / METRICS_FILE
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:  # not JSON, or not even text
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        else:
             logging.warning("%s: left out a line that is not whole: %.60r", path, line)
     return rows
 
@@ -76,7 +80,7 @@ class MetricWriter:
         self._row |= {"step": step, **metrics}
 
     def flush(self, durable: bool = False) -> None:
-        """Closes the row: after this, it is on disk. Numbers that come later for the same step join its row.
+        """Closes the row: numbers that come later for the same step join it. `durable`: rows outlive a power failure.
 
         Raises:
           DiskFull: if the config says that a full disk stops the run.
@@ -100,8 +104,8 @@ class MetricWriter:
             self._written, self._row = row, {}
         if rewrite:
             self._to_disk(self._rewrite)
-        elif line and self._grows:
-            self._to_disk(lambda: self._append(line))
+        elif self._grows and (line or durable):
+            self._to_disk(lambda: self._append(line, durable))
 
     def rewind(self, step: int) -> None:
         """Drops the rows after `step`: the run has gone back to it."""
@@ -128,13 +132,18 @@ class MetricWriter:
         self._clu.write_scalars(row["step"], _scalars(row))
         self._clu.flush()
 
-    def _append(self, line: str) -> None:
+    def _append(self, line: str, durable: bool) -> None:
         with self._path.open("a") as file:
             file.write(line)
+            if durable:
+                _sync(file)
 
     def _rewrite(self) -> None:
         temporary = self._path.parent / f"{METRICS_FILE}.tmp"
-        temporary.write_text("".join(self._lines))
+        with temporary.open("w") as file:
+            file.write("".join(self._lines))
+            if self._grows:
+                _sync(file)
         temporary.replace(self._path)
         self._behind = False
 
@@ -143,6 +152,11 @@ class MetricWriter:
         if self._active:
             self.flush(durable=True)
             self._clu.close()
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _scalars(row: dict[str, Any]) -> dict[str, float]:

@@ -47,6 +47,7 @@ def train(
             held.enter_context(workdir_lock(workdir, lambda reason: guards.watchdog.stop(reason, FAILED)))
             held.enter_context(log_to_file(workdir))
         program = make_program(config)
+        check_started(workdir, config, allow_config_change)
         checkpoints = Checkpoints(workdir, config.checkpoint, config.limits.save)
         with _finished(checkpoints, guards):
             return _train(program, checkpoints, workdir, guards, allow_config_change, profile)
@@ -72,7 +73,6 @@ def _train(
     config, step = program.config, checkpoints.latest_step()
     meta: dict[str, Any] = checkpoints.meta(step) if step is not None else {}
     data = data_manifest(config)
-    check_started(workdir, config, allow_config_change)
     if step is not None:
         check_config(meta["config"], to_dict(config), checkpoints.path(step), allow_config_change)
         check_tokenizer(meta["tokenizer"], program.tokenizer_identity(), checkpoints.path(step))

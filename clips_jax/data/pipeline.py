@@ -24,6 +24,7 @@ from clips_jax.data.images import BadImage, decode_resized_crop
 from clips_jax.data.open_tokenizer import Tokenizer, open_tokenizer
 from clips_jax.data.order import Mixture, crop_generator, record_index, replacement_index, rewrite_choice
 from clips_jax.data.triples import IMAGE, BadRecord, Records, texts_of, tokenizer_path
+from clips_jax.data.worker import serve
 
 if TYPE_CHECKING:
     from clips_jax.batch import Batch
@@ -208,7 +209,7 @@ def train_batches(
             flags.FLAGS.mark_as_parsed()
         part_bytes = min(len(rows), ROWS_PER_PART) * config.model.image.image_size**2 * 3
         waiting = max(1, min(math.ceil(waiting / workers), _WAITING_BYTES // part_bytes))
-        parts = parts.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=waiting))
+        parts = parts.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=waiting), serve)
     return _batches(parts, load.parts, len(rows))
 
 

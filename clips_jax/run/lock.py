@@ -14,7 +14,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from clips_jax.run.stops import RunStopped
+from clips_jax.run.stops import RunStopped, is_disk_full
 
 LOCK_FILE = "lock.json"
 # A lease is renewed this often, in seconds, and is void when it was not renewed for three times as long (assumption).
@@ -23,6 +23,10 @@ LEASE = 20.0
 
 class WorkdirInUse(RunStopped):
     """Another run writes into this workdir."""
+
+
+class WorkdirNotWritable(RunStopped):
+    """Nothing can be written there: another user's, a read-only disk, a file."""
 
 
 @contextlib.contextmanager
@@ -38,21 +42,22 @@ def workdir_lock(workdir: str, on_lost: Callable[[str], None], lease: float = LE
       lease: seconds between renewals.
 
     Raises:
-      WorkdirInUse: names who holds it.
+      WorkdirInUse: names who holds it. WorkdirNotWritable.
     """
     folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
-    locked = None if "://" in workdir else _flock(path)
-    if locked is not None:
-        with locked:
-            yield
-        return
-    holder = _Lease(path, lease, on_lost)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        locked = None if "://" in workdir else _flock(path)
+        locked = locked or contextlib.closing(_Lease(path, lease, on_lost))
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise WorkdirNotWritable(
+            f"{folder} cannot be written: {error}. Make it writable for this user, or use another --workdir."
+        ) from error
+    with locked:
         yield
-    finally:
-        holder.release()
 
 
 def _me() -> dict[str, Any]:
@@ -82,7 +87,7 @@ def _held(descriptor: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _flock(path: epath.Path) -> contextlib.AbstractContextManager[None] | None:
+def _flock(path: epath.Path) -> contextlib.AbstractContextManager[Any] | None:
     """The lock; None where the file system knows no locks."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # not inherited: data workers do not hold it
     try:
@@ -155,7 +160,7 @@ class _Lease:
             except Exception as error:  # a store that is away for a moment
                 logging.warning("%s: not renewed: %s", self._path, error)
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Frees the workdir."""
         self._closed.set()
         self._thread.join(self._lease)

@@ -75,8 +75,20 @@ def check_config(saved: dict[str, Any], current: dict[str, Any], path: Any, allo
 def check_started(workdir: str, config: Config, allow: bool) -> None:
     """The same for a workdir that has a `config.json`, but perhaps no checkpoint yet."""
     path = epath.Path(workdir) / CONFIG_FILE
-    if path.exists():
-        check_config(json.loads(path.read_text()), to_dict(config), path, allow)
+    if saved := _saved_config(path):
+        check_config(saved, to_dict(config), path, allow)
+
+
+def _saved_config(path: epath.Path) -> dict[str, Any]:
+    """What `config.json` says; {} if there is none, or none that can be read: checkpoints have their own copy."""
+    try:
+        saved = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        saved = None
+    if not isinstance(saved, dict):
+        logging.warning("%s cannot be read: it is left out of account and written anew.", path)
+        return {}
+    return saved
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -148,7 +160,7 @@ def write_record(
     except (ValueError, KeyError, TypeError):
         logging.warning("%s cannot be read: started anew.", path)
         starts = []
-    before = json.loads((folder / CONFIG_FILE).read_text()) if (folder / CONFIG_FILE).exists() else to_dict(config)
+    before = _saved_config(folder / CONFIG_FILE) or to_dict(config)
     devices = mesh.devices.flatten()
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

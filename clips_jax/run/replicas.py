@@ -11,13 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from clips_jax.checksums import checksum
 from clips_jax.optimizer import path_name
 from clips_jax.run.stops import RunStopped
 from clips_jax.sharding import replicated
-
-# Odd multipliers of a linear congruential generator (Numerical Recipes): a word counts by its place and its value.
-_MULTIPLIER, _INCREMENT = 1664525, 1013904223
-_WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 class ReplicaMismatch(RunStopped):
@@ -42,7 +39,7 @@ def make_replica_check(mesh: Mesh, state_shapes: Any) -> Callable[[Any], None]:
     rows = PartitionSpec(mesh.axis_names)
 
     def local(state: Any) -> jax.Array:
-        return jnp.stack([_checksum(leaf) for leaf in jax.tree.leaves(state)])[None]
+        return jnp.stack([checksum(leaf) for leaf in jax.tree.leaves(state)])[None]
 
     per_device = jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=rows, check_vma=False)
     checksums = jax.jit(per_device, out_shardings=replicated(mesh))
@@ -67,13 +64,6 @@ def _same_shards(leaf: Any, devices: list[Any]) -> list[list[int]]:
     for position, device in enumerate(devices):
         groups.setdefault(str(indices[device]), []).append(position)
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _checksum(x: jax.Array) -> jax.Array:
-    """uint32 () of the bits of an array: order matters, and any single changed bit shows."""
-    words = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32).ravel()
-    place = jnp.arange(words.size, dtype=jnp.uint32) * jnp.uint32(_MULTIPLIER) + jnp.uint32(_INCREMENT)
-    return jnp.sum((words + place) * (place | jnp.uint32(1)), dtype=jnp.uint32)
 
 
 def _message(name: str, values: np.ndarray, devices: list[Any]) -> str:

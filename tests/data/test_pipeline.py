@@ -1,9 +1,11 @@
 import dataclasses
 import io
 import multiprocessing
+import os
 import pathlib
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -403,6 +405,11 @@ def test_a_worker_that_dies_is_an_error_not_a_hang(folder):
     batches = train_batches(make_config(folder, workers=1), np.arange(BATCH), 0, 10**6)
     next(batches)
     [worker] = multiprocessing.active_children()
+    for notice in (signal.SIGTERM, signal.SIGINT):  # sent to all processes of a job: this one is to act on them
+        os.kill(worker.pid, notice)
+    worker.join(0.5)
+    for _ in range(20):  # more than what it had loaded before
+        next(batches)
     worker.kill()
     with pytest.raises(RuntimeError, match=r"A data worker died.*-9.*data\.workers"):
         for _ in range(100):

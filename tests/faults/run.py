@@ -8,7 +8,8 @@ Each run has a few dozen steps, a save every third and an evaluation every tenth
 processes is killed, terminated, paused, starved or finds the disk full; what must end has to end by itself within the
 limits, the same command starts it again, and at the end parameters, optimizer state, metrics and results must be those
 of the undisturbed run, bit for bit (to rounding with --elastic). Prints a table; exits with 1 if anything differed or
-hung.
+hung. Each run is recorded as it ends: the same command with the same --folder goes on after the last one, so that a
+long series can be done in pieces (--runs).
 """
 
 import argparse
@@ -19,6 +20,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -35,11 +37,14 @@ PATIENCE = 120.0
 
 @dataclasses.dataclass
 class Outcome:
-    """What came of a fault. Attributes: lost: steps done again; ended: seconds until all processes had ended (0: they
-    lived on); stall: seconds until training was past the step it had reached; error: "" if it was survived."""
+    """What came of a fault. Attributes: run: name of its workdir; cut: whether it left a half-written checkpoint; lost:
+    steps done again; ended: seconds until all processes had ended (0: they lived on); stall: seconds until training was
+    past the step it had reached; error: "" if it was survived."""
 
     fault: Fault
     processes: int
+    run: str = ""
+    cut: bool = False
     lost: int = 0
     ended: float = 0.0
     stall: float = 0.0
@@ -63,14 +68,22 @@ def torture(
         with started(workdir, data_dir, count, flags) as processes:
             if unsettled:
                 outcome, start, reached = unsettled
-                if not processes.wait_for_step(min(reached + 1, steps)):
-                    outcome.error = f"did not come back: {processes.output()[-1500:]}"
+                if outcome.error or not came_back(processes, min(reached + 1, steps)):
+                    outcome.error = outcome.error or f"did not come back: {processes.output()[-1500:]}"
                     return outcomes
                 outcome.lost, outcome.stall = max(reached - processes.resumed_from, 0), time.monotonic() - start
             unsettled = one_start(workdir, processes, faults, outcomes, steps)
         if unsettled is None:
             break
     return outcomes
+
+
+def came_back(processes: Processes, step: int) -> bool:
+    """Whether training reaches a step."""
+    try:
+        return processes.wait_for_step(step)
+    except TimeoutError:
+        return False
 
 
 def one_start(
@@ -82,13 +95,16 @@ def one_start(
         target = processes.step + fault.after
         if target >= steps or not (processes.wait_for_step(target) if target else processes.wait_for_compiling()):
             break
-        outcome, step, start = Outcome(fault, count), processes.step, time.monotonic()
+        outcome, step, start = Outcome(fault, count, workdir.name), processes.step, time.monotonic()
         outcomes.append(outcome)
         say(outcome, step)
         must_end = inject(fault, processes, workdir)
-        if not must_end and processes.wait_for_step(min(step + 1, steps)):
+        if not must_end and came_back(processes, min(step + 1, steps)):
             outcome.stall = time.monotonic() - start
-            continue
+            if must_end is None:
+                time.sleep(2)  # the watchdog may have read the clock just before the step was through
+            if must_end is False or processes.running():
+                continue
         if must_end is False:
             codes = [member.poll() for member in processes.members]
             outcome.error = f"ended with {codes}: {processes.output()[-1500:]}"
@@ -99,6 +115,7 @@ def one_start(
             outcome.error = str(error)
             return None
         outcome.ended = time.monotonic() - start
+        outcome.cut = any("orbax-checkpoint-tmp" in path.name for path in (workdir / "checkpoints").iterdir())
         if codes == [0] * count:  # it came too late: the run was done
             return None
         outcome.error = wrong_codes(fault, codes, processes)
@@ -155,8 +172,20 @@ def _row(count: str, kind: str, members: list[Outcome]) -> str:
 
 def read_outcomes(folder: pathlib.Path) -> list[Outcome]:
     """All that were ever recorded in this folder."""
-    rows = [json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()]
+    path = folder / "outcomes.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [Outcome(Fault(**row.pop("fault")), **row) for row in rows]
+
+
+def one_run(
+    workdir: pathlib.Path, expected: pathlib.Path, data_dir: str, counts: Sequence[int], faults: Iterator[Fault]
+) -> list[Outcome]:
+    """`torture`, and the comparison with the undisturbed run; what is wrong is in the outcomes' errors."""
+    outcomes = torture(workdir, data_dir, counts, faults)
+    if not any(outcome.error for outcome in outcomes):
+        wrong = (differences if len(counts) == 1 else largest_difference)(workdir, expected)
+        outcomes[-1].error = "; ".join(wrong)
+    return outcomes
 
 
 def main() -> None:
@@ -172,6 +201,7 @@ def main() -> None:
     )
     parser.add_argument("--kinds", nargs="+", choices=list(WEIGHTS), help="faults to draw from (default: all)")
     parser.add_argument("--folder", type=pathlib.Path, help="receives the runs; used again, its table grows")
+    parser.add_argument("--runs", type=int, help="stop after so many runs; the same command goes on (default: all)")
     arguments = parser.parse_args()
     from clips_jax.data import emoji
 
@@ -179,32 +209,36 @@ def main() -> None:
     emoji.build(data_dir)
     folder = arguments.folder or pathlib.Path(tempfile.mkdtemp(prefix="faults_"))
     folder.mkdir(parents=True, exist_ok=True)
-    dice = random.Random(arguments.seed)
-    runs: list[Sequence[int]] = [arguments.processes] if arguments.elastic else [[n] for n in arguments.processes]
-    outcomes, wrong = [], []
-    for number, counts in enumerate(runs):
-        points = arguments.points // len(runs) + (number < arguments.points % len(runs))
-        name = "-".join(map(str, counts))
+    sizes: list[Sequence[int]] = [arguments.processes] if arguments.elastic else [[n] for n in arguments.processes]
+    left = arguments.runs or sys.maxsize
+    for number, counts in enumerate(sizes):
+        points = arguments.points // len(sizes) + (number < arguments.points % len(sizes))
+        series = f"run-{'-'.join(map(str, counts))}-seed{arguments.seed}-"
         expected = folder / f"undisturbed-{counts[0]}"
-        with started(expected, data_dir, counts[0]) as processes:  # changes nothing if it is there already
-            if processes.wait(600) != [0] * counts[0]:
-                sys.exit(f"the undisturbed run failed: {processes.output()}")
-        done = run = 0
-        while done < points and not wrong:
-            workdir = folder / f"run-{name}-seed{arguments.seed}-{run}"
-            faults = (draw(dice, arguments.kinds) for _ in range(points - done))
-            found = torture(workdir, data_dir, counts, faults)
-            outcomes += found
-            done, run = done + len(found), run + 1
-            wrong += [outcome.error for outcome in found if outcome.error]
-            if not wrong:
-                compare = largest_difference if arguments.elastic else differences
-                wrong += [f"{workdir}: {what}" for what in compare(workdir, expected)]
+        for run in itertools.count():
+            before = [outcome for outcome in read_outcomes(folder) if outcome.run.startswith(series)]
+            workdir = folder / f"{series}{run}"
+            if len(before) >= points or not left or any(outcome.error for outcome in before):
+                break
+            if any(outcome.run == workdir.name for outcome in before):
+                continue
+            shutil.rmtree(workdir, ignore_errors=True)  # cut off in the middle
+            if not (expected / "results.json").exists():
+                with started(expected, data_dir, counts[0]) as processes:
+                    if processes.wait(600) != [0] * counts[0]:
+                        sys.exit(f"the undisturbed run failed: {processes.output()}")
+            dice = random.Random(workdir.name)
+            faults = (draw(dice, arguments.kinds) for _ in range(points - len(before)))
+            found = one_run(workdir, expected, data_dir, counts, faults)
+            left -= 1
+            wrong = [outcome.error for outcome in found if outcome.error]
             print(f"{workdir.name}: {len(found)} faults, {wrong or 'the end is the undisturbed one'}", flush=True)
             with (folder / "outcomes.jsonl").open("a") as file:
                 file.writelines(json.dumps(dataclasses.asdict(outcome)) + "\n" for outcome in found)
-    print(f"\n{table(read_outcomes(folder))}\n\nseed {arguments.seed}; runs in {folder}")
-    if wrong:
+    outcomes = read_outcomes(folder)
+    cuts = sum(outcome.cut for outcome in outcomes)
+    print(f"\n{table(outcomes)}\n\n{cuts} left a half-written checkpoint; seed {arguments.seed}; runs in {folder}")
+    if wrong := [outcome.error for outcome in outcomes if outcome.error]:
         sys.exit("\n".join(wrong))
 
 

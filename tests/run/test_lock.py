@@ -11,7 +11,7 @@ import time
 import pytest
 
 from clips_jax.run import lock
-from clips_jax.run.lock import LOCK_FILE, WorkdirInUse, workdir_lock
+from clips_jax.run.lock import LOCK_FILE, WorkdirInUse, WorkdirNotWritable, workdir_lock
 
 HOLD = """
 import sys, time
@@ -91,3 +91,11 @@ def test_a_run_whose_lease_was_taken_over_is_told(tmp_path, no_flock):
         (tmp_path / LOCK_FILE).write_text(json.dumps({"host": "elsewhere", "pid": 1, "owner": "a"}))
         assert told.wait(5)
     assert json.loads((tmp_path / LOCK_FILE).read_text())["owner"] == "a"  # not ours to remove
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(WorkdirNotWritable, match=f"{path} cannot be written: .*or use another --workdir"):
+            with workdir_lock(str(path), ignore):
+                pass
