@@ -4,9 +4,10 @@
     python -m clips_jax.data.train_tokenizer --dataset my_shards --vocab_size 8000
     python -m clips_jax.main --config configs/my_shards.py --workdir runs/my_shards
 
-A start, to be changed: `--print_config` shows every key. The first 1,000 records are kept out of training; the
-headline is how well their AltTexts find their pictures. Anything that `clips_jax.data.prepare` writes will do, also
-from tables and COCO captions (docs/data.md). Recaptions are optional: without them the AltText stands in.
+A start, to be changed: `--print_config` shows every key. The first 1,000 records, or a tenth of a smaller set, are kept
+out of training; the headline is how well their AltTexts find their pictures. Anything that `clips_jax.data.prepare`
+writes will do, also from tables and COCO captions (docs/data.md). Recaptions are optional: without them the AltText
+stands in.
 
 Arguments (after a colon, `configs/my_shards.py:dataset=openclipart,size=micro`):
   dataset: name of the prepared data (default my_shards).
@@ -22,7 +23,7 @@ from clips_jax.config import ConfigError
 from clips_jax.config.parse import parse_arguments
 from configs import common
 
-HELD_OUT = 1000  # records
+HELD_OUT = "min(1000,10%)"  # records, whichever is less
 VOCAB_SIZE = 8192  # rows of the token table; the tokenizer may have fewer pieces
 
 

@@ -64,7 +64,7 @@ def check(config: Config) -> None:
     if config.optimizer.warmup_samples // config.batch_size >= config.total_steps:
         raise ConfigError(
             f"optimizer.warmup_samples: {config.optimizer.warmup_samples} is not below total_samples "
-            f"({config.total_samples}), so the learning rate would never reach its peak."
+            f"({config.total_samples}), so the learning rate would never reach its peak: lower it, too."
         )
 
 

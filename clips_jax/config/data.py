@@ -43,6 +43,7 @@ class DataConfig:
     Attributes:
       dataset: TFDS name, "name" or "name/config". "emoji" is the built-in one, built on first use. Or tars, read in
         place: "/data/{00000..00003}.tar".
+      split: as TFDS writes it, "train[:90%]"; also "train[min(1000,10%):]", the smaller of the two.
       data_dir: TFDS folder; "" is `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       texts: the texts of a record by feature name. Where the feature is a list (rewrites, as LaCLIP has them), each
         example uses one of them, drawn uniformly.

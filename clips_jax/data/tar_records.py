@@ -19,6 +19,7 @@ from clips_jax.config import ConfigError
 from clips_jax.data import captions, tars
 from clips_jax.data.examples import BadRecord
 from clips_jax.data.file_patterns import list_files
+from clips_jax.data.splits import absolute_split
 from clips_jax.data.tars import Sample
 
 _IMAGE = "image"
@@ -178,7 +179,7 @@ def _slice(split: str, count: int, dataset: str) -> slice:
         raise ConfigError(f"split {split!r} of {dataset}: tars have one split, {_SPLIT!r}, and slices of it.")
     info: Any = {_SPLIT: tfds.core.SplitInfo(name=_SPLIT, shard_lengths=[count], num_bytes=0)}
     try:
-        (part,) = tfds.core.ReadInstruction.from_spec(split).to_absolute(info)
+        (part,) = tfds.core.ReadInstruction.from_spec(absolute_split(split, lambda _: count)).to_absolute(info)
     except (AssertionError, ValueError) as error:
         raise ConfigError(f"split {split!r} of {dataset}: {error}") from error
     return slice(part.from_, part.to)

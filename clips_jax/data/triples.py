@@ -12,6 +12,7 @@ import numpy as np
 from clips_jax.config import ConfigError, DataConfig, TextConfig, TokenizerConfig
 from clips_jax.data.array_records import ArrayRecordFiles
 from clips_jax.data.examples import BadRecord, Kind, parse_example
+from clips_jax.data.splits import absolute_split
 from clips_jax.data.tar_records import TarSource, is_tars
 
 IMAGE = "image"
@@ -94,7 +95,7 @@ class Records:
     """
 
     def __init__(self, dataset: str, split: str, data_dir: str = ""):
-        """Opens a split, such as "train[:90%]", of a prepared data set or of tars ("/data/{000..012}.tar").
+        """Opens a split, such as "train[:90%]" (`splits`), of a prepared data set or of tars ("/data/{000..012}.tar").
 
         Raises as `open_builder` and `TarSource`; `ConfigError` if there is no such split, `FileNotFoundError` if files
         of it are missing.
@@ -146,7 +147,8 @@ class _PreparedSource:
 
     def __init__(self, builder: Any, split: str):
         try:
-            files = builder.info.splits[split].file_instructions
+            splits = builder.info.splits
+            files = splits[absolute_split(split, lambda name: splits[name].num_examples)].file_instructions
         except (KeyError, ValueError) as error:
             raise ConfigError(f"split {split!r} of data set {builder.info.full_name}: {error}") from error
         self._files = ArrayRecordFiles(

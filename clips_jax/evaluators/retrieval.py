@@ -36,8 +36,12 @@ class Queries:
     without_text: int
 
 
+class NoQueries(ValueError):
+    """No record of the split has a text to search by."""
+
+
 def find_queries(config: RetrievalConfig, split: Split) -> Queries:
-    """The pictures and texts that `config` names; raises `ValueError` if there are none."""
+    """The pictures and texts that `config` names; raises `NoQueries` if there are none."""
     column = split.column(config.text)
     images: list[int] = []
     counts: dict[str, int] = {}
@@ -55,7 +59,7 @@ def find_queries(config: RetrievalConfig, split: Split) -> Queries:
             pairs.add((len(images), index.setdefault(text, len(index))))
         images.append(int(position))
     if not images:
-        raise ValueError(f"retrieval on {config.split!r}: no record has a text in {config.text!r}.")
+        raise NoQueries(f"retrieval on {config.split!r}: no record has a text in {config.text!r}.")
     return Queries(
         images=np.asarray(images),
         texts=list(index),

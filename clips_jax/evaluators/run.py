@@ -2,6 +2,8 @@
 
 from collections.abc import Collection
 
+from absl import logging
+
 from clips_jax.config import Config, ConfigError
 from clips_jax.data.triples import Records
 from clips_jax.evaluators import Encoder, captioning, classification, pixel_baseline, retrieval
@@ -51,6 +53,8 @@ def evaluate_all(
 ) -> Results:
     """Results by evaluator name; a split's pictures are embedded once, however many evaluators use it.
 
+    A retrieval by a text that no record has (a set without recaptions) has no result, and a warning says so.
+
     All processes call it together and get the same results. The pixel baseline does not depend on the model, so it is
     worth leaving out with `only` during training.
 
@@ -70,7 +74,14 @@ def evaluate_all(
         raise ConfigError(f"no evaluator {unknown[0]!r}; the config has {names}.")
     splits = splits or Splits(config, encoder)
     splits.forget_embeddings()
-    return {name: _evaluate(name, config, encoder, splits) for name in names if only is None or name in only}
+    results = {}
+    for name in names:
+        if only is None or name in only:
+            try:
+                results[name] = _evaluate(name, config, encoder, splits)
+            except retrieval.NoQueries as error:
+                logging.warning("%s is left out: %s", name, error)
+    return results
 
 
 def _evaluate(full_name: str, config: Config, encoder: Encoder, splits: Splits) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Pictures and texts for the report: what the model retrieved and wrote, right or wrong."""
 
 import base64
+import contextlib
 import dataclasses
 import io
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from clips_jax.config import Config
 from clips_jax.data.images import BadImage, Picture
 from clips_jax.evaluators import Encoder
 from clips_jax.evaluators.captioning import captioner_texts
-from clips_jax.evaluators.retrieval import Queries, both_ranks, find_queries
+from clips_jax.evaluators.retrieval import NoQueries, Queries, both_ranks, find_queries
 from clips_jax.evaluators.run import headline_evaluators
 from clips_jax.evaluators.split import Split, Splits
 
@@ -97,8 +98,8 @@ def collect_examples(config: Config, encoder: Encoder, splits: Splits) -> Exampl
     if names:
         part = config.evaluation.retrieval[names[0].split("/", 1)[1]]
         split = splits.get(part.split, part.dataset, part.data_dir)
-        queries = find_queries(part, split)
-        found = _retrieval(split, queries, encoder, config.seed)
+        with contextlib.suppress(NoQueries):
+            found = _retrieval(split, find_queries(part, split), encoder, config.seed)
         found = dataclasses.replace(found, split=part.split, captions_split=part.split)
     if not (encoder.has_captioner and config.model.captioner):
         return found

@@ -176,6 +176,11 @@ def test_records(folder):
 
 def test_split_slices(folder):
     assert len(Records("tiny/whole", "train[:50%]", folder)) in (18, 19)
+    for smaller, count in (("min(1000,10%)", 3), ("min(2,50%)", 2), ("min(9, 1%)", 1)):  # of 37
+        first, rest = (Records("tiny/whole", f"train[{part}]", folder) for part in (f":{smaller}", f"{smaller}:"))
+        assert [len(first), len(rest)] == [count, COUNT - count]
+        whole = Records("tiny/whole", "train", folder)
+        assert (first[0]["id"], rest[0]["id"]) == (whole[0]["id"], whole[count]["id"])
     with pytest.raises(ValueError, match="test"):
         Records("tiny/whole", "test", folder)
 

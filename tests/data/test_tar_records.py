@@ -50,6 +50,7 @@ def test_records_of_tars(tmp_path):
     again = pickle.loads(pickle.dumps(records))
     assert again[11] == last
     assert len(Records(str(tmp_path / "*.tar"), "train[25%:50%]")) == 3
+    assert len(Records(str(tmp_path / "*.tar"), "train[min(1000,25%):]")) == 9
     assert Records(str(tmp_path / "*.tar"), "train[25%:50%]")[0]["id"] == "000000003"
     with pytest.raises(IndexError):
         records[12]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clips_jax.config import CaptionerConfig, ClassificationConfig, ConfigError, ViewConfig
+from clips_jax.config import CaptionerConfig, ClassificationConfig, ConfigError, RetrievalConfig, ViewConfig
 from clips_jax.evaluators import captioning, classification, pixel_baseline
 from clips_jax.evaluators.run import evaluate_all, evaluator_names, headline
 from clips_jax.evaluators.split import Split, Splits
@@ -100,6 +100,16 @@ def test_pixel_baseline(monkeypatch):
     ]
     install(monkeypatch, {"train": train, "test": test})
     assert pixel_baseline.evaluate(make_config()) == {"same_name": 50.0, "n_images": 4, "bad_images": 1}
+
+
+def test_a_text_that_no_record_has_leaves_out_its_retrieval_and_no_other(monkeypatch):
+    records = [record(i, recaption="") for i in range(12)]
+    install(monkeypatch, {"train": records, "test": records})
+    config = make_config()
+    retrieval = {"names": RetrievalConfig("test", "name"), "long": RetrievalConfig("test", "recaption", headline=True)}
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, retrieval=retrieval))
+    results = evaluate_all(config, FakeEncoder(12))
+    assert "retrieval/names" in results and "retrieval/long" not in results and headline(config, results) == {}
 
 
 def test_evaluate_all_runs_everything_and_encodes_a_split_once(monkeypatch):

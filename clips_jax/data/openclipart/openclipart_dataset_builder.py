@@ -21,4 +21,4 @@ class Builder(TripleBuilder):
         table = os.path.join(folder, openclipart.TABLE)
         if not os.path.exists(table) and openclipart.main(["--output", folder]):
             raise RuntimeError("Open Clip Art could not be fetched; the message above says why.")
-        return {"train": Tars(os.path.join(folder, "*.tar"), Recaptions(table, columns=self.TEXTS.names()))}
+        return {"train": Tars(os.path.join(folder, "*.tar"), Recaptions(table))}

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from clips_jax.data import tars
+from clips_jax.data import captions, tars
 from clips_jax.data.file_patterns import list_files
 from clips_jax.data.prepare import storage
 from clips_jax.data.prepare.rows import Row, Task
@@ -36,13 +36,13 @@ class Recaptions:
       join_on: what a sample is found by. "key": the sample's key. Else the field of this name in its JSON; "sha256"
         is worked out from the picture's bytes where the JSON has none.
       join_column: the table's column; "" is the same name.
-      columns: columns taken over, those that the table has.
+      columns: columns taken over, those that the table has; by default all that texts are taken from.
     """
 
     pattern: str
     join_on: str = "sha256"
     join_column: str = ""
-    columns: tuple[str, ...] = ()
+    columns: tuple[str, ...] = (*captions.ALT_TEXT_FIELDS, *captions.RECAPTION_FIELDS)
 
 
 @dataclasses.dataclass(frozen=True)
