@@ -67,7 +67,9 @@ class Browser:
 def browser(tmp_path):
     with subprocess.Popen([str(DRIVER), "--port=0"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        port = next(int(found[1]) for line in process.stdout if (found := re.search(r"successfully on port (\d+)", line)))
+        port = next(
+            int(found[1]) for line in process.stdout if (found := re.search(r"successfully on port (\d+)", line))
+        )
         browser = None
         try:
             browser = Browser(port, str(tmp_path / "profile"))

@@ -2,13 +2,15 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from etils import epath
 
 from clips_jax.config import to_dict
 from clips_jax.evaluators.results import results_table
-from clips_jax.pretrained import Pretrained, is_workdir
+from clips_jax.pretrained import CAPTIONER_WEIGHTS, Pretrained, is_workdir
 
 _USE = {
     "open_clip": """```python
@@ -39,34 +41,37 @@ Leave out `last_hidden_state`'s norm, which is the identity here. The joint embe
 python -m clips_jax.embed --model FOLDER --images DIR --out FILE.npz
 ```""",
 }
+_RESULTS = ("results.json", "sets.json")  # of the run's own evaluators, of `evaluate --set`
+_IMAGES_ONLY = ("timm", "vit")
 _LIBRARY = {"open_clip": "open_clip", "timm": "timm", "vit": "transformers", "clips_jax": "clips_jax"}
 _TASK = {"open_clip": "zero-shot-image-classification", "clips_jax": "zero-shot-image-classification"}
 
 
 def write_card(model: Pretrained, kind: str, folder: str) -> None:
-    """Writes the card, and `results.json` if the workdir (or the folder the model came from) has it."""
-    results = _results(model)
-    if results is not None:
-        with open(os.path.join(folder, "results.json"), "w", encoding="utf-8") as file:
-            file.write(json.dumps(results, indent=2) + "\n")
+    """Writes the card, and the results of `_RESULTS` that the workdir (or the folder the model came from) has."""
+    found = {}
+    for name in _RESULTS:
+        path = epath.Path(model.path) / name
+        if path.exists():
+            found[name] = json.loads(path.read_text())
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+                file.write(json.dumps(found[name], indent=2) + "\n")
     with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as file:
-        file.write(card(model, kind, results))
+        file.write(card(model, kind, list(found.values())))
 
 
-def _results(model: Pretrained) -> dict | None:
-    path = epath.Path(model.path) / "results.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def card(model: Pretrained, kind: str, results: dict | None) -> str:
-    """The card's Markdown."""
+def card(model: Pretrained, kind: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """The card's Markdown; `results` as `clips_jax.evaluate` writes them."""
     config, made = model.config, model.made
     image, text = config.model.image, config.model.text
-    parts = {"image tower": model.params["image"], "text tower": model.params.get("text", {})}
-    if "captioner" in model.params:
-        parts["captioner (in `clips_jax_captioner.safetensors`)"] = model.params["captioner"]
+    parts = {"image tower": model.params["image"]}
+    if kind not in _IMAGES_ONLY and "text" in model.params:
+        parts["text tower"] = model.params["text"]
+    if kind not in _IMAGES_ONLY and "captioner" in model.params:
+        where = f" (in `{CAPTIONER_WEIGHTS}`)" if kind == "open_clip" else ""
+        parts[f"captioner{where}"] = model.params["captioner"]
     sizes = ", ".join(f"{name} {sum(x.size for x in jax.tree.leaves(part)):,}" for name, part in parts.items())
-    reading = model.preprocessing
+    reading, not_here = model.preprocessing, "" if "text tower" in parts else " (the tower is not in this export)"
     if is_workdir(model.path) or made.samples_seen:
         data = made.config.data
         training = [
@@ -98,9 +103,9 @@ def card(model: Pretrained, kind: str, results: dict | None) -> str:
         f"{list(reading.std)}; patches of {image.patch_size} px; width {image.transformer.width}, depth "
         f"{image.transformer.depth}, {image.transformer.heads} heads, {image.transformer.gelu} GELU, {image.positions} "
         "positions",
-        f"- Texts: {text.length} tokens, vocabulary {text.vocab_size:,} ({model.tokenizer.identity()['kind']}); width "
-        f"{text.transformer.width}, depth {text.transformer.depth}, {text.transformer.heads} heads, "
-        f"{text.transformer.gelu} GELU",
+        f"- Texts{not_here}: {text.length} tokens, vocabulary {text.vocab_size:,} "
+        f"({model.tokenizer.identity()['kind']}); width {text.transformer.width}, depth {text.transformer.depth}, "
+        f"{text.transformer.heads} heads, {text.transformer.gelu} GELU",
         f"- Joint width {config.model.joint_dim}; parameters: {sizes}",
         "",
         "## Training",
@@ -110,15 +115,12 @@ def card(model: Pretrained, kind: str, results: dict | None) -> str:
         "## Results",
         "",
     ]
-    if results:
-        lines += [
-            f"After {results['samples_seen']:,} samples (step {results['checkpoint_step']:,}), in percent:",
-            "",
-            "```",
-            results_table(results["results"]),
-            "```",
-        ]
-    else:
-        lines.append("None recorded.")
-    lines += ["", "## Config", "", "```json", json.dumps(to_dict(made.config), indent=2), "```", ""]
+    for part in results:
+        seen = (
+            f"After {part['samples_seen']:,} samples (step {part['checkpoint_step']:,})" if part["samples_seen"] else ""
+        )
+        lines += [f"{seen or 'Measured here'}, in percent:", "", "```", results_table(part["results"]), "```", ""]
+    if not results:
+        lines += ["None recorded.", ""]
+    lines += ["## Config", "", "```json", json.dumps(to_dict(made.config), indent=2), "```", ""]
     return "\n".join(lines)

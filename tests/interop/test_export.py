@@ -92,8 +92,24 @@ def test_the_config_says_what_open_clip_must_be_told(trained, tmp_path):
     assert text["tokenizer_mode"] == "clips" and text["hf_tokenizer_name"]
     assert "tokenizer_mode" not in fork["model_cfg"]["text_cfg"]
     assert config["model_cfg"]["vision_cfg"]["pos_embed_type"] == "learnable"
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "Samples seen: 56" in card and '"joint_dim": 24' in card
+
+
+def test_the_card_says_what_is_in_the_folder_and_what_was_measured(trained, tmp_path):
+    (tmp_path / "run").mkdir()
+    model = dataclasses.replace(trained, path=str(tmp_path / "run"))
+    for name, number in (("results.json", 37.5), ("sets.json", 62.5)):
+        scores = {"knn/cifar10": {"top1": number, "n_images": 8, "n_classes": 2, "n_train": 9, "k": 3}}
+        content = {"results": scores, "samples_seen": 48, "checkpoint_step": 6}
+        (tmp_path / "run" / name).write_text(json.dumps(content))
+    cards = {}
+    for kind in ("open_clip", "timm", "vit", "clips_jax"):
+        export(model, kind, str(tmp_path / kind))
+        cards[kind] = (tmp_path / kind / "README.md").read_text()
+        assert all(word in cards[kind] for word in ("Samples seen: 56", '"joint_dim": 24', "37.5", "62.5", "(step 6)"))
+        assert (tmp_path / kind / "sets.json").is_file()
+        assert ("captioner (in" in cards[kind]) == (kind == "open_clip")
+        assert ("text tower" in cards[kind]) == (kind in ("open_clip", "clips_jax"))
+    assert (tmp_path / "open_clip" / "clips_jax_captioner.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
