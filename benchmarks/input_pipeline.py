@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,19 +25,25 @@ import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
 from PIL import Image
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from benchmarks.photographs import Photograph, made_photographs, read_photographs, smaller, zone_plate
+from benchmarks.photographs import Photograph, made_photographs, read_photographs, zone_plate
 from benchmarks.stacks import AREA, RATIO, STACKS
 from clips_jax.data.images import decode_resized_crop, sample_crop
+from clips_jax.data.prepare.pictures import PictureOptions, plain
 from clips_jax.data.tokenizer import train_sentencepiece
+from clips_jax.data.wordpiece import WordPieceTokenizer
 
 SIZES = (84, 112, 224)
+# BERT's vocabulary, and how many pieces are learned from the texts when it is made here.
+BERT_PIECES, _LEARNED_PIECES = 30_522, 2_600
 _LOW_RESOLUTION = {"ours, shorter side 160": (84,), "ours, shorter side 208": (84, 112)}
+_MEASURED_AT = {"floor": (84,), "tf.data, colour jitter": (84,), **_LOW_RESOLUTION}
 _TARGETS = {"tf.data": 2.0, "tf.data, batched text": 1.3, "open_clip": 2.3}
 
 
 class Photographs(tfds.core.GeneratorBasedBuilder):
-    """The pictures as triples: as they are, and re-encoded at a shorter side."""
+    """The pictures as triples: as they are, and with a shorter side, as `clips_jax.data.prepare` makes them."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("original", "side160", "side208")]
@@ -53,12 +60,18 @@ class Photographs(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Any:
         side = self.builder_config.name.removeprefix("side")
         for number, (jpeg, alt, recaption) in enumerate(self.photographs):
-            image = jpeg if side == "original" else smaller(jpeg, int(side))
+            image = jpeg if side == "original" else plain(jpeg, "jpg", PictureOptions(shorter_side=int(side)))[0]
             yield number, {"image": io.BytesIO(image), "alt_text": alt, "recaption": recaption}
 
 
-def write_data(folder: str, photographs: Sequence[Photograph]) -> None:
-    """The same pictures and texts in the format of each stack, and the tokenizers' vocabularies."""
+def write_data(folder: str, photographs: Sequence[Photograph], vocabulary: str = "") -> None:
+    """The same pictures and texts in the format of each stack, and the tokenizers' vocabularies.
+
+    Args:
+      folder: where.
+      photographs: what.
+      vocabulary: a BERT vocabulary file, one piece a line, that has [bos] and [eos]; "" makes one.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
@@ -80,13 +93,36 @@ def write_data(folder: str, photographs: Sequence[Photograph]) -> None:
                 tar.addfile(member, io.BytesIO(data))
     texts = [text for _, *both in photographs for text in both]
     train_sentencepiece(texts, f"{folder}/tokenizer.model", 16_000)
-    words = sorted({word for text in texts for word in text.lower().replace(",", " ").replace(".", " ").split()})
-    letters = [chr(code) for code in range(33, 127)]
-    # Every third word is left out, so that WordPiece has to cut some words, as it does in real text.
-    kept = [word for number, word in enumerate(words) if number % 3]
-    pieces = dict.fromkeys(["[PAD]", "[UNK]", *letters, *(f"##{letter}" for letter in letters), *kept])
-    with open(f"{folder}/vocab.txt", "w", encoding="utf-8") as file:
-        file.write("\n".join(pieces))
+    if vocabulary:
+        shutil.copy(vocabulary, f"{folder}/vocab.txt")
+    else:
+        write_vocabulary(texts, f"{folder}/vocab.txt")
+
+
+def write_vocabulary(texts: Sequence[str], path: str) -> None:
+    """A WordPiece vocabulary as large as BERT's, learned from the texts; what they do not fill are unused entries.
+
+    Learned to be small, so that every tenth word or so is cut into pieces, as BERT's cuts real captions.
+    """
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=_LEARNED_PIECES, special_tokens=["[PAD]", "[bos]", "[eos]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    )
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(texts, trainer)
+    learned = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    unused = [f"[unused{number}]" for number in range(BERT_PIECES - len(learned))]
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("\n".join([*learned, *unused]))
+
+
+def token_counts(texts: Sequence[str], path: str) -> tuple[float, float]:
+    """Mean numbers of tokens and of words (and punctuation marks) of the texts by a WordPiece vocabulary."""
+    tokenizer = WordPieceTokenizer(path)
+    tokens = float(np.mean(np.sum(tokenizer.tokenize(texts, 512)[1] >= 0, axis=1)))
+    words = pre_tokenizers.BertPreTokenizer()
+    return tokens, float(np.mean([len(words.pre_tokenize_str(text)) for text in texts]))
 
 
 class Stack:
@@ -176,7 +212,7 @@ def run(
             for size in sizes:
                 turn = names[repeat % len(names) :] + names[: repeat % len(names)]
                 for name in turn:
-                    measured_at = (84,) if name == "floor" else _LOW_RESOLUTION.get(name, SIZES)
+                    measured_at = _MEASURED_AT.get(name, SIZES)
                     if size in measured_at and not stacks[name].missing:
                         stacks[name].measure(size, seconds)
                         stack = stacks[name]
@@ -201,6 +237,7 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--jpegs", help="folder of photographs to use instead of made ones; .txt beside them are texts")
+    parser.add_argument("--vocab", default="", help="BERT vocabulary with [bos] and [eos] (default: made of that size)")
     parser.add_argument("--images", type=int, default=768, help="pictures at most (default: %(default)s)")
     parser.add_argument("--cores", type=int, default=2, help="cores each stack may use (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; figures are medians (default: %(default)s)")
@@ -222,7 +259,10 @@ def main() -> None:
         print(
             f"{len(photographs)} JPEGs, mean {width:.0f} x {height:.0f}, {kilobytes:.1f} kB; {cores} cores", flush=True
         )
-        write_data(folder, photographs)
+        write_data(folder, photographs, options.vocab)
+        for number, name in ((1, "AltText"), (2, "recaption")):
+            counts = token_counts([photograph[number] for photograph in photographs], f"{folder}/vocab.txt")
+            print("{}: {:.0f} BERT tokens, {:.0f} words and marks".format(name, *counts), flush=True)
         sizes = [int(size) for size in options.sizes.split(",")]
         stacks = run(folder, options.stacks, sizes, cores, options.repeats, options.seconds)
         report(stacks, photographs[:200], options.json)

@@ -28,28 +28,40 @@ def made_photographs(count: int, seed: int = 0) -> Iterator[Photograph]:
 
 
 def read_photographs(path: str, count: int, seed: int = 0) -> Iterator[Photograph]:
-    """JPEGs of a folder (with all folders in it), at most `count`; texts are the `.txt` beside them, or made."""
+    """JPEGs of a folder (with all folders in it), at most `count`; texts are the `.txt` beside them, or made.
+
+    What a peer would stop at is left out: files that are no whole JPEG in RGB or grey.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
     rng, words = np.random.default_rng(seed), _words()
-    names = sorted(glob.glob(os.path.join(path, "**", "*.jp*g"), recursive=True))
-    if not names:
-        raise FileNotFoundError(f"--jpegs {path}: no .jpg or .jpeg in it.")
-    for name in names[:count]:
-        text = os.path.splitext(name)[0] + ".txt"
-        alt = open(text, encoding="utf-8", errors="replace").read() if os.path.exists(text) else _alt_text(rng, words)
+    names = sorted(glob.glob(os.path.join(path, "**", "*"), recursive=True))
+    found = 0
+    for name in names:
+        if found == count:
+            break
+        if not name.lower().endswith((".jpg", ".jpeg")) or not os.path.isfile(name):
+            continue
         with open(name, "rb") as file:
             data = file.read()
-        if data[:2] == b"\xff\xd8":
-            yield data, alt, _recaption(rng, words)
+        if not _is_plain(data):
+            continue
+        found += 1
+        text = os.path.splitext(name)[0] + ".txt"
+        alt = open(text, encoding="utf-8", errors="replace").read() if os.path.exists(text) else _alt_text(rng, words)
+        yield data, alt, _recaption(rng, words)
+    if not found:
+        raise FileNotFoundError(f"--jpegs {path}: no .jpg or .jpeg in it that is a whole picture in RGB or grey.")
 
 
-def smaller(jpeg: bytes, shorter_side: int, quality: int = 90) -> bytes:
-    """The picture re-encoded with this shorter side, as low-resolution shards hold it; never enlarged."""
-    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
-    scale = min(1.0, shorter_side / min(image.size))
-    size = (round(image.width * scale), round(image.height * scale))
-    buffer = io.BytesIO()
-    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+def _is_plain(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            image.load()
+            return image.mode in ("RGB", "L")
+    except Exception:  # Pillow raises many kinds on damaged files
+        return False
 
 
 def zone_plate(size: int = 512) -> bytes:
@@ -98,10 +110,24 @@ def _words() -> list[str]:
 
 
 def _alt_text(rng: np.random.Generator, words: list[str]) -> str:
-    return " ".join(rng.choice(words, int(rng.integers(4, 16))))
+    """4 to 16 words, some with what AltText on the web has besides: 17 BERT tokens in the mean."""
+    text = " ".join(rng.choice(words, int(rng.integers(4, 16))))
+    ending = ("", "", " - {}", " | {}, {}", " ({}x{})", ".jpg")[int(rng.integers(6))]
+    return text.capitalize() + ending.format(*rng.integers(1, 2000, 2))
+
+
+# A describing sentence each, 16 to 22 words with what fills the gaps.
+_SENTENCES = (
+    "The image shows a {} and a {} with a {} {} in the background, next to the {} of a {}.",
+    "In the foreground there is a {} {}, which is partly covered by a {} and lit from the {}.",
+    "On the left side of the picture, a {} is holding a {} while looking towards the {} {}.",
+    "The overall mood is {} and {}, and the colors are mostly {}, {} and a light shade of {}.",
+    "Behind it you can see several {} and what appears to be a {}-{} {}, slightly out of focus!",
+    'There is also a sign that reads "{} {}" on the {} above the {}, and 3 or 4 smaller {} below it.',
+)
 
 
 def _recaption(rng: np.random.Generator, words: list[str]) -> str:
-    """Four to eight sentences, 60 to 130 words or so."""
-    pattern = "The {} image shows a {} and a {} with {} {} in the {}, next to the {} of a {}."
-    return " ".join(pattern.format(*rng.choice(words, 8)) for _ in range(rng.integers(4, 9)))
+    """Three to six sentences: 60 to 130 BERT tokens."""
+    chosen = rng.choice(len(_SENTENCES), int(rng.integers(3, 7)), replace=False)
+    return " ".join(_SENTENCES[number].format(*rng.choice(words, 8)) for number in chosen)
