@@ -5,9 +5,11 @@ python -m clips_jax.data.train_tokenizer --dataset my_shards --vocab_size 8000
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator, Sequence
 
-from clips_jax.config import DataConfig, TokenizerConfig
+from clips_jax.config import ConfigError, DataConfig, TokenizerConfig
+from clips_jax.data.tar_records import is_tars
 from clips_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from clips_jax.data.triples import Records, tokenizer_path
 
@@ -31,7 +33,7 @@ def read_texts(records: Records, names: Sequence[str], limit: int) -> Iterator[s
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; `arguments` are those of the command line if None."""
+    """The command; `arguments` are those of the command line if None. Mistakes end it with a line that says which."""
     parser = argparse.ArgumentParser(
         prog="python -m clips_jax.data.train_tokenizer",
         description="Trains a SentencePiece model (unigram, lower-cased) from the texts of a data set. The same texts "
@@ -51,6 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max_texts", type=int, default=0, help="texts used, from the first; 0 is all (in memory)")
     options = parser.parse_args(arguments)
 
+    if is_tars(options.dataset) and not options.output:
+        parser.error("--output: name the model file; tars have no folder of their own for it")
+    try:
+        _train(options, parser)
+    except (ConfigError, FileNotFoundError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _train(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     names = [name.strip() for name in options.texts.split(",") if name.strip()]
     records = Records(options.dataset, options.split, options.data_dir)
     unknown = [name for name in names if name not in records.text_features]

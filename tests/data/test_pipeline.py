@@ -318,6 +318,16 @@ def test_train_tokenizer_command(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train_tokenizer.main(arguments + ["--texts", "caption"])
     assert "caption is not among" in capsys.readouterr().err
+    for mistake, message in (
+        (["--dataset", "absent"], "'absent' is not prepared in"),
+        (["--split", "test"], "Unknown split 'test'"),
+        (["--vocab_size", "9"], "Cannot train 9 pieces"),
+    ):
+        with pytest.raises(SystemExit, match=message):  # one line, no traceback
+            train_tokenizer.main(arguments + mistake)
+    with pytest.raises(SystemExit):
+        train_tokenizer.main(["--dataset", "x/*.tar"])
+    assert "--output: name the model file" in capsys.readouterr().err
 
 
 # Mixtures, any number of processes, rot on disk.

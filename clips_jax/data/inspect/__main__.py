@@ -40,13 +40,15 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected argument {argv[1]!r}: flags start with --.")
     logging.set_verbosity(logging.WARNING)
+    if not os.path.isdir(os.path.dirname(os.path.abspath(OUTPUT.value))):
+        sys.exit(f"--output {OUTPUT.value}: its folder does not exist.")
     try:
         config = read_config(CONFIG)
         tokenizer = open_tokenizer(tokenizer_path(config.data, config.tokenizer))
         total = sum(len(source.records) for source in open_sources(config.data))
         found = collect(config, tokenizer, min(RECORDS.value, total))
         rows = facts(config, found)
-        print("\n".join(f"{name:<44}{value}" for name, value in rows))
+        print("\n".join(f"{name:<44} {value}" for name, value in rows))
         triples = triples_of_step_0(config, tokenizer, TRIPLES.value) if TRIPLES.value else []
     except (ConfigError, FileNotFoundError, ValueError, RuntimeError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
