@@ -1,5 +1,6 @@
 """Lists of files from patterns: `/data/{00000..00012}.tar`, `gs://bucket/*.parquet`, a folder."""
 
+import glob
 import itertools
 import os
 import re
@@ -57,9 +58,12 @@ def _matches(path: str, endings: tuple[str, ...]) -> list[str]:
         if not os.path.exists(path):
             raise FileNotFoundError(f"{path}: no such file.")
         return [path]
-    from apache_beam.io.filesystems import FileSystems
+    if "://" in path:
+        from apache_beam.io.filesystems import FileSystems
 
-    found = sorted(file.path for file in FileSystems.match([path])[0].metadata_list)
+        found = sorted(file.path for file in FileSystems.match([path])[0].metadata_list)
+    else:  # training on tars does without Beam
+        found = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
     if not found:
         raise FileNotFoundError(f"{path}: no file matches.")
     return found
