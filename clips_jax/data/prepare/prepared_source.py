@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator
 from typing import Any
 
+from clips_jax.data.array_records import ArrayRecordFiles
+from clips_jax.data.examples import BadRecord
 from clips_jax.data.prepare import storage
 from clips_jax.data.prepare.rows import Row, Task
 from clips_jax.data.tars import Rejected
@@ -28,13 +31,25 @@ class Prepared:
     split: str = "train"
 
     def tasks(self, work: str) -> tuple[list[Task], list[Rejected]]:
-        """A task for each shard."""
+        """A task for each shard.
+
+        Raises:
+          ValueError: no such split.
+          FileNotFoundError: not prepared, or a shard is missing.
+        """
         del work
         splits = open_builder(self.dataset, self.data_dir).info.splits
         if self.split not in splits:
             raise ValueError(f"--from_split {self.split!r}: {self.dataset} has {', '.join(sorted(splits))}.")
         files = [str(file) for file in splits[self.split].filepaths]
-        return [Task(number, path, 0, 0, *storage.state(path)) for number, path in enumerate(files)], []
+        missing = [path for path in files if not storage.exists(path)]
+        if missing:
+            raise FileNotFoundError(f"{len(missing)} of {len(files)} shards are missing, the first {missing[0]}.")
+        counts = splits[self.split].shard_lengths
+        return [
+            Task(number, path, 0, count, *storage.state(path))
+            for number, (path, count) in enumerate(zip(files, counts, strict=True))
+        ], []
 
     def folder(self) -> str:
         """Where the set lies."""
@@ -45,15 +60,18 @@ class Prepared:
         return _features(self.dataset, self.data_dir)
 
     def rows(self, task: Task, work: str) -> Iterator[Row | Rejected]:
-        """The records of a shard; `fields` is the record without its picture."""
+        """The records of a shard; `fields` is the record without its picture. Those that rotted are rejected."""
         import tensorflow_datasets as tfds
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         features = self.features()
-        with storage.local_copy(task.path, storage.scratch(work)) as path, ArrayRecordDataSource([path]) as records:
+        with storage.local_copy(task.path, storage.scratch(work)) as path:
+            records = ArrayRecordFiles(os.path.dirname(path), [os.path.basename(path)], [0], [task.stop])
             for start in range(0, len(records), _BATCH):
                 positions = range(start, min(start + _BATCH, len(records)))
-                for position, data in zip(positions, records.__getitems__(list(positions)), strict=True):
+                for position, data in zip(positions, records.read_each(positions), strict=True):
+                    if isinstance(data, BadRecord):
+                        yield Rejected(f"{task.path}[{position}]", "damaged_record", str(data))
+                        continue
                     try:
                         record = features.deserialize_example_np(data, decoders={IMAGE: tfds.decode.SkipDecoding()})
                     except Exception as error:  # the parser raises many kinds on damaged bytes

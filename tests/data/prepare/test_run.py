@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 
 import pyarrow
@@ -169,6 +170,16 @@ def test_other_splits_and_smaller_copies(tmp_path):
     assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 4, "val": 4}
     assert command.main(["tars", f"{folder}/1.tar", "--name", "web", "--split", "x", "--texts", "url", *output]) == 2
     assert command.main(["prepared", "web", "--name", "small", "--split", "val", "--shorter_side", "24", *output]) == 0
+    rotten = tmp_path / "rotten/web"
+    shutil.copytree(tmp_path / "out/web", rotten)
+    (shard_file,) = rotten.glob("1.0.0/web-val*")
+    shard_file.write_bytes(shard_file.read_bytes()[:-100])
+    arguments = ["prepared", "web", "--from_dir", str(rotten.parent), "--name", "less", "--split", "val", *output]
+    assert command.main(arguments) == 1  # all of the split's only shard, but none stops the run
+    manifest = json.loads((tmp_path / "out/less/1.0.0/manifest-val.json").read_text())
+    assert manifest["rejected"]["damaged_record"]["count"] == manifest["rows_in"] == 4
+    shard_file.unlink()
+    assert command.main(arguments) == 2
     before = {path: path.read_bytes() for path in (tmp_path / "out/web").rglob("*") if path.is_file()}
     assert command.main(["prepared", "web", "--name", "web", "--split", "val", "--shorter_side", "24", *output]) == 2
     assert before == {path: path.read_bytes() for path in (tmp_path / "out/web").rglob("*") if path.is_file()}
