@@ -195,15 +195,18 @@ class Checkpoints:
         """The complete checkpoint with the best value of `keep_best`."""
         return self._keep.best(self.steps()) if self._keep else None
 
+    def checksums(self, state: TrainState) -> dict[str, dict[str, int]]:
+        """Of each array, by item and path; compiles at the first call, which a run makes before its first step."""
+        return {item: checksums(arrays) for item, arrays in _arrays(state).items()}
+
     def save(self, state: TrainState, meta: dict[str, Any]) -> bool:
         """Starts saving; returns once the arrays are copied: whether it was started.
 
         Raises:
           DiskFull: the disk is full and the config says stop. An error of the save before also surfaces here.
         """
-        step = int(state.step)
-        arrays = {"params": state.params, "optimizer": {"step": state.step, "opt_state": state.opt_state}}
-        meta = meta | {"versions": versions(), "checksums": {item: checksums(arrays[item]) for item in arrays}}
+        step, arrays = int(state.step), _arrays(state)
+        meta = meta | {"versions": versions(), "checksums": self.checksums(state)}
         for _ in range(2):  # the first may find that the save before has failed
             try:
                 self._manager.save(
@@ -355,6 +358,10 @@ class Checkpoints:
         """Waits for the last save; raises its error."""
         self.wait()
         self._manager.close()
+
+
+def _arrays(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "optimizer": {"step": state.step, "opt_state": state.opt_state}}
 
 
 def _not_json(folder: epath.Path) -> epath.Path | None:

@@ -13,6 +13,7 @@ _MULTIPLIER, _INCREMENT = 1664525, 1013904223
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
+@jax.jit  # inside another program: traced once per shape
 def checksum(x: jax.Array) -> jax.Array:
     """uint32 () of the bits of an array: order matters, and any single changed bit shows."""
     words = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32).ravel()

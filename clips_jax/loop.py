@@ -106,6 +106,8 @@ class Loop:
         if self.evaluation_due:
             self.evaluate_during(first, state)
         self.guards.watchdog.beat("compile", f"step {first + 1}")
+        if config.check_replicas_every_steps:
+            self.check_replicas(state)  # what was restored; and it compiles here, not within the limit of a step
         metrics: Any = None
         unread: tuple[int, Any, Replaced] | None = None  # a step's metrics, read once the next step is dispatched
         for step in range(first + 1, total + 1):

@@ -89,6 +89,7 @@ def _train(
             say(f"resuming from {checkpoints.path(step)}")
         else:
             state = program.initial_state()
+            checkpoints.checksums(state)  # compiled here, so that the first save need not wait for it
             if handover:
                 state = TrainState(state.step, handover.onto(state.params), state.opt_state)
                 say("\n  ".join([f"parameters from {config.init_from}, fresh optimizer", *handover.notes]))

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs a command again when it ends with the exit code "restart me" (75), or by a signal that nobody here sent:
-#   launch/restart.sh [--times N] COMMAND…          N: restarts, 20 by default
+#   launch/restart.sh [--times N] COMMAND…          N: restarts in a row, 20 by default; an hour's run ends a row
 # A run saves before it exits with 75 (preemption, a lost peer, a hang), and the same command resumes it. Any other exit
 # code is passed on: an error in a config would only happen again. SIGTERM and SIGINT go to the command; no restart then.
 set -uo pipefail
-times=20
+times=20 healthy=${RESTART_HEALTHY_SECONDS:-3600}
 if [ "${1:-}" = --times ]; then
   times=$2
   shift 2
@@ -14,7 +14,7 @@ if [ $# -eq 0 ] || [ "$1" = --help ]; then
   exit 2
 fi
 
-stopping='' child=''
+left=$times stopping='' child=''
 # shellcheck disable=SC2329 # called by the traps
 forward() {
   stopping=yes
@@ -24,6 +24,7 @@ trap 'forward TERM' TERM
 trap 'forward INT' INT
 
 while :; do
+  began=$SECONDS
   "$@" &
   child=$!
   wait "$child"
@@ -32,10 +33,11 @@ while :; do
     wait "$child"
     code=$?
   done
-  if [ -n "$stopping" ] || { [ "$code" -ne 75 ] && [ "$code" -lt 129 ]; } || [ "$times" -le 0 ]; then
+  [ $((SECONDS - began)) -lt "$healthy" ] || left=$times
+  if [ -n "$stopping" ] || { [ "$code" -ne 75 ] && [ "$code" -lt 129 ]; } || [ "$left" -le 0 ]; then
     exit "$code"
   fi
-  times=$((times - 1))
-  echo "restart.sh: exit code $code, starting again ($times restarts left)" >&2
+  left=$((left - 1))
+  echo "restart.sh: exit code $code, starting again ($left restarts left)" >&2
   sleep 1
 done

@@ -24,7 +24,7 @@ WEIGHTS = {
     "disk full": 3,
 }
 # Seconds of a long pause: more than `limits.step` of the config.
-LONG = 25.0
+LONG = 70.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,6 +53,10 @@ class Processes:
         log = self.logs[index]
         return log.read_text(errors="replace") if log.exists() else ""
 
+    def outputs(self) -> str:
+        """The last words of all."""
+        return "\n".join(f"process {i}: {self.output(i)[-1500:]}" for i in range(len(self.logs)))
+
     @property
     def step(self) -> int:
         """The last step that the run has reported."""
@@ -69,16 +73,16 @@ class Processes:
         """Whether any process still runs."""
         return any(member.poll() is None for member in self.members)
 
-    def wait_for_compiling(self, timeout: float = 300.0) -> bool:
+    def wait_for_compiling(self, timeout: float = 600.0) -> bool:
         """Waits until everything is restored and the step compiles; False if a process ends before."""
         deadline = time.monotonic() + timeout
         while COMPILES not in self.output() and all(member.poll() is None for member in self.members):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"nothing compiles after {timeout:.0f} s: {self.output()[-3000:]}")
+                raise TimeoutError(f"nothing compiles after {timeout:.0f} s: {self.outputs()}")
             time.sleep(0.01)
         return COMPILES in self.output()
 
-    def wait_for_step(self, step: int, timeout: float = 300.0) -> bool:
+    def wait_for_step(self, step: int, timeout: float = 600.0) -> bool:
         """Waits until the run reports `step` or later; False if a process ends before."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -87,15 +91,14 @@ class Processes:
             if any(member.poll() is not None for member in self.members):
                 return self.step >= step
             time.sleep(0.01)
-        raise TimeoutError(f"no step {step} in {timeout:.0f} s: {self.output()[-3000:]}")
+        raise TimeoutError(f"no step {step} in {timeout:.0f} s: {self.outputs()}")
 
-    def wait(self, timeout: float = 300.0) -> list[int]:
+    def wait(self, timeout: float = 600.0) -> list[int]:
         """Exit codes, once all have ended. Raises `TimeoutError` with their output if they do not."""
         deadline = time.monotonic() + timeout
         while self.running():
             if time.monotonic() > deadline:
-                outputs = "\n".join(self.output(index)[-2000:] for index in range(len(self.logs)))
-                raise TimeoutError(f"still running after {timeout:.0f} s: {outputs}")
+                raise TimeoutError(f"still running after {timeout:.0f} s: {self.outputs()}")
             time.sleep(0.05)
         return [member.returncode for member in self.members]
 

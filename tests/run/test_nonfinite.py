@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from clips_jax import loop as loop_module
-from clips_jax.config import CheckpointConfig, NonFiniteConfig
+from clips_jax.config import CheckpointConfig, EvaluationConfig, NonFiniteConfig
 from clips_jax.config.parse import from_config_dict
 from clips_jax.run.nonfinite import NonFiniteCounter, NonFiniteError, Rewind
 from clips_jax.run.preemption import Preemption
 from clips_jax.run.stops import Preempted
 from clips_jax.train import train
 from clips_jax.train_step import Step
-from tests import tiny_config
+from configs import demo
 from tests.faults.processes import metrics, newest_arrays
 
 GOOD, BAD = {"loss": 1.0, "gradient_norm": 1.0}, {"loss": float("nan"), "gradient_norm": 1.0}
@@ -60,13 +60,13 @@ def bad_data(monkeypatch, emoji_data_dir):
     original, original_loss = loop_module.train_batches, Step.loss
     monkeypatch.setattr(loop_module, "train_batches", poisoned)
     monkeypatch.setattr(Step, "loss", loss)
-    config = from_config_dict(tiny_config.get_config())
+    config = from_config_dict(demo.get_config("smoke=True,method=clip"))  # the least to compile
     return positions, dataclasses.replace(
         config,
+        batch_size=8,
+        total_samples=8 * 12,
         data=dataclasses.replace(config.data, data_dir=emoji_data_dir),
-        evaluation=dataclasses.replace(
-            config.evaluation, every_steps=0, retrieval={}, classification={}, caption_loss={}
-        ),
+        evaluation=EvaluationConfig(),
         checkpoint=CheckpointConfig(every_steps=3, keep=4),
         log_every_steps=1,
         nonfinite=NonFiniteConfig(stop_after=3, rewinds=1),

@@ -34,7 +34,7 @@ def test_a_step_that_hangs_ends_the_process_with_stacks(tmp_path, exits, capfd):
     watchdog.beat("step", "7")
 
     def hang_in_a_loader() -> None:
-        left.wait(10)
+        left.wait(60)
 
     hang_in_a_loader()
     assert codes == [RESTART] == [75]
@@ -45,18 +45,27 @@ def test_a_step_that_hangs_ends_the_process_with_stacks(tmp_path, exits, capfd):
 
 
 def test_beats_and_longer_phases_keep_it_quiet(tmp_path, exits):
-    codes, _ = exits
-    watchdog = Watchdog(dataclasses.replace(LIMITS, step=1.5), str(tmp_path), process=0)
-    for step in range(10):
-        watchdog.beat("step", str(step))
-        time.sleep(0.2)
-    watchdog.beat("evaluation")
-    time.sleep(2)
-    assert watchdog.progress == "evaluation"
+    codes, left = exits
+    limits = dataclasses.replace(LIMITS, step=20, save=0.4)  # it looks every 0.1 s
+    watchdog = Watchdog(limits, str(tmp_path), process=0)
+
+    def after(seconds: float, phase: str) -> None:
+        watchdog._beat = (time.monotonic() - seconds, phase, "")
+        left.wait(0.5)
+
+    after(15, "step")
+    after(50, "evaluation")
+    assert watchdog.progress == "evaluation" and not codes
     watchdog.close()
-    watchdog.beat("step")
-    time.sleep(2)
+    after(1000, "step")
     assert not codes
+
+
+def test_a_closed_one_was_awake(tmp_path, exits):
+    codes, left = exits
+    watchdog = Watchdog(dataclasses.replace(LIMITS, step=20, save=0.4), str(tmp_path), process=0)
+    watchdog._beat = (time.monotonic() - 21, "step", "")
+    assert left.wait(60) and codes == [RESTART]
 
 
 def test_stacks_that_cannot_be_written_do_not_keep_it_from_ending(tmp_path, exits, monkeypatch, capfd):
@@ -64,7 +73,7 @@ def test_stacks_that_cannot_be_written_do_not_keep_it_from_ending(tmp_path, exit
     monkeypatch.setattr(module, "_PATIENCE", 0.1)
     monkeypatch.setattr(module.epath, "Path", lambda path: HangingPath())
     Watchdog(LIMITS, str(tmp_path), process=0).beat("step")
-    assert left.wait(5) and codes == [RESTART]
+    assert left.wait(60) and codes == [RESTART]
     assert "test_stacks_that_cannot_be_written" in capfd.readouterr().err
 
 
