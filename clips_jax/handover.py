@@ -86,7 +86,8 @@ def prepare(program: Program) -> Handover:
     try:
         source = read_source(config, program.mesh)
     except WrongWeights as error:
-        raise CheckpointMismatch(f"init_from: {error}") from error
+        message = str(error).replace("--positions learned", "model.image.positions='learned'")  # no option of training
+        raise CheckpointMismatch(f"init_from: {message}") from error
     shapes: dict[str, Any] = traverse_util.flatten_dict(program.state_shapes.params, sep="/")
     if not any(re.fullmatch(pattern, TOKENS) for pattern in config.init.allow_missing):
         check_tokenizer(source.tokenizer, program.tokenizer.identity(), source.path)

@@ -1,20 +1,33 @@
 """Stages: what may change between them, and that everything else must fit."""
 
 import dataclasses
+import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from safetensors.numpy import load_file, save_file
 
 from clips_jax.checkpoint import CheckpointMismatch
 from clips_jax.config import ConfigError, InitConfig
-from clips_jax.handover import Source, fit, image_positions, resize_patches, stretch_positions
+from clips_jax.handover import (
+    Source,
+    fit,
+    image_positions,
+    prepare,
+    read_source,
+    resize_patches,
+    stretch_positions,
+)
 from clips_jax.models.clips import Clips
 from clips_jax.models.image_tower import sincos_positions
 from clips_jax.train_step import init_params
 from tests import small
+from tests.interop.test_import import FIXTURES
 
 
 def params_of(config, seed=0):
@@ -91,6 +104,21 @@ def test_text_positions_are_cut_or_extended_with_cls_last(stage1):
     fresh = params_of(longer, seed=1)
     onto = handed(stage1, longer, text_positions="keep").onto(fresh)["text"]["positions"]
     assert np.array_equal(onto, np.concatenate([table[:15], fresh["text"]["positions"][15:23], table[-1:]]))
+
+
+def test_an_imported_models_own_positions_need_a_config_that_learns_them(tmp_path):
+    folder = str(tmp_path / "model")
+    shutil.copytree(FIXTURES, folder)
+    weights = load_file(f"{folder}/open_clip_model.safetensors")
+    weights["visual.positional_embedding"] = weights["visual.positional_embedding"] * 1.1
+    save_file(weights, f"{folder}/open_clip_model.safetensors")
+    program: Any = SimpleNamespace(config=dataclasses.replace(with_model(), init_from=folder), mesh=None)
+    with pytest.raises(CheckpointMismatch, match=r"not sin-cos.*model\.image\.positions='learned'"):
+        prepare(program)
+    learning = dataclasses.replace(with_model(image={"positions": "learned"}), init_from=folder)
+    source: Any = read_source(learning, program.mesh)
+    np.testing.assert_array_equal(source.params["image/positions"], weights["visual.positional_embedding"])
+    assert source.tokenizer["kind"] == "wordpiece"
 
 
 def test_stretching_is_that_of_long_clip():

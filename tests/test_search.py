@@ -119,6 +119,20 @@ def test_the_command_notices_another_model_and_changed_pictures(folder, tmp_path
         make_index(str(tmp_path / "other"), [str(tmp_path / "bad")], pretrained(), 4)
 
 
+def test_an_index_remembers_how_its_models_positions_are_held(folder, tmp_path, monkeypatch):
+    asked = []
+
+    def load(path, **options):
+        asked.append(options["positions"])
+        return pretrained()
+
+    monkeypatch.setattr(command, "load", load)
+    at = str(tmp_path / "index")
+    command.main(["index", str(folder), "--model", "tiny", "--index", at, "--positions", "learned"])
+    command.main(["query", at, "a red cat"])
+    assert asked == ["learned", "learned"]
+
+
 @pytest.fixture
 def ask(folder, tmp_path):
     """Requests to a running server: (status, headers, body)."""

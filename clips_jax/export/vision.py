@@ -25,7 +25,7 @@ def timm_obstacles(image: ImageTowerConfig) -> list[str]:
     """Why timm cannot hold the image tower; none if it can. It needs no class token."""
     found = image_obstacles(image)
     if image.pool != "mean":
-        found.append(f"model.image.pool={image.pool!r}: timm pools to one vector before its head")
+        found.append(f"model.image.pool={image.pool!r}: one vector is pooled before the head there")
     return found
 
 

@@ -119,6 +119,7 @@ def test_the_card_says_what_is_in_the_folder_and_what_was_measured(trained, tmp_
         ("open_clip", dict(pool="concatenate"), "pool"),
         ("timm", dict(pool="concatenate"), "pool"),
         ("vit", dict(class_token=False), "no class token"),
+        ("vit", dict(pool="concatenate"), "(?s)^(?!.*timm).*pool"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(trained, kind, change, reason, tmp_path):
