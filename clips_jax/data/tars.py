@@ -79,7 +79,7 @@ def index_tar(file: BinaryIO, size: int) -> TarIndex:
         if any(block) or (not block and problem):
             builder.damage(stop, following, problem)
         elif junk:
-            builder.damage(stop, following, f"{size - stop} bytes after the end marker that are no tar")
+            builder.damage(stop, following, "bytes behind the end marker that are no tar")
         has_end = bool(block)
         if following is None:
             return builder.finish(has_end)

@@ -133,8 +133,9 @@ def join(folder, tables: list[dict], *flags: str) -> list[str] | str:
     return [record["recaption"] for record in records.read(range(len(records)))]
 
 
-def test_joins_with_tables_as_they_are(tmp_path, capfd):
+def test_joins_with_tables_as_they_are(tmp_path, capfd, monkeypatch):
     """Keys that pandas made numbers, hashes that are bytes, rows without a text before one that has it."""
+    monkeypatch.setattr("clips_jax.data.prepare.join._PARTITION_BYTES", 100)  # several partitions
     write_tar(tmp_path / "0.tar", sample("000000000", 0) + sample("000000012", 12))
     texts = ["Zero.", "Twelve."]
     assert join(tmp_path, [{"key": [0, 12], "re_caption": texts}], "--join_on", "key") == texts
