@@ -230,4 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _status = main()
+    if _status:  # threads of Beam may wait for ever for workers that are gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_status)

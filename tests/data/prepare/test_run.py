@@ -1,10 +1,12 @@
 """Whole runs: from tars to a data set that TFDS reads, with its manifest; restarts; workers; the command line."""
 
 import json
+import logging
 import os
 import pathlib
 import shutil
 import tempfile
+import threading
 
 import pyarrow
 import pyarrow.parquet
@@ -12,6 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from clips_jax.data.prepare import __main__ as command
+from clips_jax.data.prepare import run as run_module
 from clips_jax.data.prepare import shard
 from clips_jax.data.prepare.builder import TripleBuilder
 from clips_jax.data.prepare.plan import Plan
@@ -213,6 +216,17 @@ def test_a_shard_that_stops_halfway_is_no_shard(tmp_path, monkeypatch):
     assert shard.done(plan, task, 4) and not shard.done(plan, others[0], 4)
     (tmp_path / "out" / plan.shard_name(0, 4)).unlink()
     assert shard.done(plan, task, 4) is None
+
+
+def test_lost_workers_end_the_run(monkeypatch):
+    monkeypatch.setattr(run_module, "_SECONDS_FOR_BEAM", 0.1)
+    log = logging.getLogger("apache_beam.runners.worker.data_plane")
+    with pytest.raises(RuntimeError, match="lost its worker processes"), run_module._no_endless_wait():
+        log.error("Failed to read inputs in the data plane.")
+        threading.Event().wait(20)  # what Beam does
+    with run_module._no_endless_wait():
+        log.error("Failed to read inputs in the data plane.")  # but Beam goes on, or raises
+    threading.Event().wait(0.3)
 
 
 def test_nothing_usable_is_said(tmp_path, capsys):
