@@ -200,7 +200,10 @@ def read_folder(path: str, positions: Positions) -> tuple[Config, Any, Preproces
     own, file = _read_json(folder, OWN_CONFIG), _read_json(folder, OPEN_CLIP_CONFIG)
     if own is None:
         state = normalize_keys(read_weights(find_weights(path) if os.path.isdir(path) else path))
-        model, preprocessing = model_from(state, file, positions == "learned")
+        try:
+            model, preprocessing = model_from(state, file, positions == "learned")
+        except (TypeError, AttributeError, KeyError) as error:  # a list where an object is wanted, and the like
+            raise WrongWeights(f"{os.path.join(folder, OPEN_CLIP_CONFIG)} has another form: {error}") from error
         with_bias = "logit_bias" in state
         return imported_config(model, with_bias, folder), from_state_dict(state, model, with_bias), preprocessing
     config = from_config_dict(own["config"])

@@ -151,8 +151,11 @@ def _find(path: str) -> str:
 def _read_json(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         return {}
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def _from_vocabulary(path: str, settings: dict[str, Any]) -> Tokenizer:

@@ -46,7 +46,7 @@ def from_state_dict(state: Arrays, model: ModelConfig, with_bias: bool) -> dict[
       with_bias: whether there is a `logit_bias` (sigmoid loss).
 
     Raises:
-      WrongWeights: missing or unknown keys, all of them listed; a wrong shape; a table that is not sin-cos.
+      WrongWeights: missing or unknown keys, all of them listed; a wrong shape; NaN; a table that is not sin-cos.
     """
     expected = state_shapes(model, with_bias)
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
@@ -58,6 +58,9 @@ def from_state_dict(state: Arrays, model: ModelConfig, with_bias: bool) -> dict[
     if wrong:
         raise WrongWeights(f"the weights do not fit the model.{_listed('of another shape', wrong)}")
     arrays = {key: np.asarray(array, np.float32) for key, array in state.items()}
+    broken = sorted(key for key, array in arrays.items() if not np.isfinite(array).all())
+    if broken:
+        raise WrongWeights(f"the weights are damaged.{_listed('with NaN or infinity', broken)}")
     image, text = model.image, model.text
     patch = arrays["visual.conv1.weight"].transpose(2, 3, 1, 0)
     flat = {

@@ -166,6 +166,28 @@ def test_every_unknown_and_missing_key_is_listed():
         assert key in str(error.value)
 
 
+def test_nan_is_named_and_not_embedded_with(folder):
+    weights = load_file(WEIGHTS)
+    weights["ln_final.bias"][3], weights["visual.positional_embedding"][1, 2] = np.inf, np.nan
+    save_file(weights, folder / "open_clip_model.safetensors")
+    for positions in ("", "learned"):
+        with pytest.raises(WrongWeights, match=r"damaged[^:]*:\n  ln_final.bias\n  visual.positional_embedding"):
+            load(str(folder), positions=positions)
+
+
+@pytest.mark.parametrize("change", [{"vision_cfg": 5}, {"text_cfg": {"norm_kwargs": [1]}}])
+def test_a_config_of_another_form_is_named(folder, change):
+    file = config()
+    file["model_cfg"] |= change
+    (folder / "open_clip_config.json").write_text(json.dumps(file))
+    with pytest.raises(WrongWeights, match="open_clip_config.json has another form"):
+        load(str(folder))
+    (folder / "open_clip_config.json").write_text(json.dumps(config()))
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match="tokenizer_config.json is not JSON"):
+        load(str(folder))
+
+
 def test_positions_that_are_not_sincos_must_be_said_to_be_learned(folder, expected):
     weights = load_file(WEIGHTS)
     weights["visual.positional_embedding"][3, 5] += 2e-5
