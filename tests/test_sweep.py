@@ -15,7 +15,14 @@ from clips_jax.sweep import __main__ as command
 from clips_jax.sweep import execute
 from clips_jax.sweep.definition import load_sweep
 
-SWEEPS = {"members": 30, "inverse_effect": 63, "ladder": 18, "conditioning": 9, "caption_weight": 21}
+SWEEPS = {
+    "members": 30,
+    "inverse_effect": 63,
+    "ladder": 18,
+    "conditioning": 9,
+    "caption_weight": 21,
+    "data_or_size": 24,
+}
 
 # Stands for `clips_jax.main`: leaves behind what a run does, or fails, as its seed says.
 STUB = """
