@@ -1,7 +1,7 @@
 """Claim (b), the ladder from CLIP to CLIPS, one change a step, three seeds, equal images seen.
 
     python -m clips_jax.sweep --sweep configs/sweeps/ladder.py --workdir runs/ladder
-    python -m clips_jax.report runs/ladder/*
+    python -m clips_jax.report runs/ladder/* --gains
 
 18 runs of 1,800 steps: about 4 minutes each on two cores by the demo's time. Not timed as a whole.
 """

@@ -1,7 +1,7 @@
 """Claim (b) at equal FLOPs: the ladder of `ladder.py`, each step for as many images as its FLOPs allow.
 
     python -m clips_jax.sweep --sweep configs/sweeps/ladder_equal_flops.py --workdir runs/ladder_equal_flops
-    python -m clips_jax.report runs/ladder_equal_flops/*
+    python -m clips_jax.report runs/ladder_equal_flops/* --gains
 
 Every run spends what the last step of the ladder, CLIPS with its captioner, spends there: plain CLIP sees 2.2 times as
 many images as in the ladder, whole recaptions 0.4 times as many, and the last step is the ladder's own run. FLOPs are
