@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import Image, ImageOps
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from benchmarks.photographs import Photograph, made_photographs, read_photographs, zone_plate
 from benchmarks.stacks import AREA, RATIO, STACKS
-from clips_jax.data.images import decode_resized_crop, sample_crop
+from clips_jax.data.images import Picture, crop_on_grid, decode_resized_crop, sample_crop
 from clips_jax.data.prepare.pictures import PictureOptions, plain
 from clips_jax.data.tokenizer import train_sentencepiece
 from clips_jax.data.wordpiece import WordPieceTokenizer
@@ -173,9 +173,10 @@ def quality(photographs: Sequence[Photograph], size: int) -> float:
     values = []
     for number, (jpeg, _, _) in enumerate(photographs):
         ours = decode_resized_crop(jpeg, size, np.random.default_rng(number), AREA, RATIO)
-        full = Image.open(io.BytesIO(jpeg)).convert("RGB")
-        left, top, width, height = sample_crop(*full.size, np.random.default_rng(number), AREA, RATIO)
-        box = (left, top, left + width, top + height)
+        full = ImageOps.exif_transpose(Image.open(io.BytesIO(jpeg))).convert("RGB")
+        wanted = sample_crop(*full.size, np.random.default_rng(number), AREA, RATIO)
+        scale, (left, top, width, height) = crop_on_grid(wanted, size, Picture(jpeg).scales)
+        box = (scale * left, scale * top, scale * (left + width), scale * (top + height))
         exact = np.asarray(full.resize((size, size), Image.Resampling.BILINEAR, box=box), float)
         values.append(10 * np.log10(255**2 / max(np.mean((ours - exact) ** 2), 1e-3)))
     return float(np.mean(values))
@@ -307,15 +308,18 @@ def report(stacks: dict[str, Stack], photographs: Sequence[Photograph], as_json:
                 + ", ".join(f"{r:.2f} at {s} px" for s, r in ratios[name].items())
                 + f" (target {target} at 84)"
             )
-    for name, sizes in _LOW_RESOLUTION.items():
+    low_resolution: dict[str, dict[str, dict[str, float]]] = {}
+    for name in _LOW_RESOLUTION:
         for other, target in (("tf.data", 5.0), ("open_clip", 8.0)):
-            found = [
-                f"{rates[name][str(s)] / rates[other][str(s)]:.2f} at {s} px"
-                for s in sizes
-                if str(s) in rates.get(name, {}) and str(s) in rates.get(other, {})
-            ]
+            found = {
+                s: round(rate / rates[other][s], 3)
+                for s, rate in rates.get(name, {}).items()
+                if s in rates.get(other, {})
+            }
+            low_resolution.setdefault(name, {})[other] = found
             if found:
-                print(f"{name} / {other} from the originals: {', '.join(found)} (target {target} at 84)")
+                listed = ", ".join(f"{ratio:.2f} at {s} px" for s, ratio in found.items())
+                print(f"{name} / {other} from the originals: {listed} (target {target} at 84)")
     psnr = {str(size): round(quality(photographs, size), 1) for size in SIZES}
     print("crops against a full decode, PSNR: " + ", ".join(f"{value} dB at {size} px" for size, value in psnr.items()))
     for size in SIZES[:2]:
@@ -329,6 +333,7 @@ def report(stacks: dict[str, Stack], photographs: Sequence[Photograph], as_json:
                     "ratio_tf_data": ratios["tf.data"],
                     "ratio_open_clip": ratios["open_clip"],
                     "ratio_tf_data_batched_text": ratios["tf.data, batched text"],
+                    "ratio_low_resolution": low_resolution,
                     "cpu_ms_per_image": {n: {s: round(c, 3) for s, c in found.items()} for n, found in cpu.items()},
                     "psnr": psnr,
                     "megabytes_per_worker": {n: round(s.megabytes) for n, s in stacks.items() if s.megabytes},

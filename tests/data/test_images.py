@@ -12,6 +12,7 @@ from clips_jax.data.images import (
     MAX_PIXELS,
     BadImage,
     Picture,
+    crop_on_grid,
     decode_resized_crop,
     decode_squashed,
     sample_crop,
@@ -70,14 +71,41 @@ def test_squash_is_pillows_bilinear(kind, size):
     assert np.abs(decode_squashed(data, size).astype(int) - np.asarray(expected, int)).max() <= 1
 
 
-@pytest.mark.parametrize("size", [16, 32, 64, 100])
+def photograph(width, height):
+    """uint8 (height, width, 3): light whose amplitudes fall as those of photographs, colours that change slowly."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]).clip(1 / width)
+    noise = np.fft.irfft2(np.fft.rfft2(rng().normal(size=(height, width))) / frequency**1.2, (height, width))
+    return (smooth(width, height) / 3 + 85 + 30 * (noise / noise.std())[..., None]).clip(0, 255).astype(np.uint8)
+
+
+# Crops of about 360 px: from 6 x the result (decoded at 1/4) down to 1.03 x (decoded at full size).
+@pytest.mark.parametrize("size", [60, 84, 112, 160, 224, 300, 350])
 def test_scaled_decoding_is_close_to_a_full_decode(size):
-    data = encoded(smooth(401, 397), "JPEG", quality=90)
-    crop = decode_resized_crop(data, size, rng(3), (0.5, 0.9), (0.8, 1.25))
-    left, top, width, height = sample_crop(401, 397, rng(3), (0.5, 0.9), (0.8, 1.25))
-    full = Image.open(io.BytesIO(data)).convert("RGB")
-    box = (left, top, left + width, top + height)
-    assert psnr(crop, full.resize((size, size), Image.Resampling.BILINEAR, box=box)) > 40
+    data = encoded(photograph(510, 400), "JPEG", quality=90)
+    for seed in range(3):
+        crop = decode_resized_crop(data, size, rng(seed), (0.6, 0.7), (0.99, 1.01))
+        wanted = sample_crop(510, 400, rng(seed), (0.6, 0.7), (0.99, 1.01))
+        scale, (left, top, width, height) = crop_on_grid(wanted, size, (1, 2, 4, 8))
+        full = Image.open(io.BytesIO(data)).convert("RGB")
+        box = (scale * left, scale * top, scale * (left + width), scale * (top + height))
+        assert psnr(crop, full.resize((size, size), Image.Resampling.BILINEAR, box=box)) > 43
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000), st.integers(1, 300), st.integers(0, 2**32))
+def test_a_crop_on_the_grid_has_pixels_to_spare(width, height, size, seed):
+    crop = sample_crop(width, height, rng(seed), (0.08, 1.0), (0.75, 1.3333))
+    scale, (left, top, columns, rows) = crop_on_grid(crop, size, (1, 2, 4, 8))
+    assert scale == 1 or min(columns, rows) >= int(1.5 * size)
+    assert scale == 8 or min(crop[2:]) < 1.5 * size * 2 * scale  # not larger than needed
+    assert left + columns <= -(-width // scale) and top + rows <= -(-height // scale)
+    for place, original in zip((left, top, columns, rows), crop, strict=True):
+        assert 0 <= original - scale * place < scale
+
+
+@pytest.mark.parametrize("size", [(3000, 2000), (5000, 9), (9, 5000)])
+def test_large_and_thin_pictures(size):
+    data = encoded(smooth(*size), "JPEG")
+    assert psnr(decode_resized_crop(data, 24, rng(), (0.9, 1.0), (0.001, 1000)), decode_squashed(data, 24)) > 20
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -156,6 +184,42 @@ def test_exif_orientation(kind, orientation):
     assert psnr(upright, turns[orientation]) > 25
     picture = Picture(data)
     assert (picture.height, picture.width) == upright.shape[:2]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of corrupt EXIF data
+# Orientation 6 as cameras write it in either byte order, in more words than needed, beside others; and what is damaged:
+# Pillow says what is to be made of it.
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [(0x0112, 3, 1, 6)],
+        [(0x010E, 3, 1, 3), (0x0112, 3, 1, 6), (0x0132, 3, 1, 8)],
+        [(0x0112, 4, 1, 6)],
+        [(0x0112, 3, 1, 9)],
+        [(0x0112, 3, 2, 6)],
+        [(0x0100, 3, 1, 6)],
+        [],
+    ],
+)
+@pytest.mark.parametrize("damage", ["", "cut", "far"])
+def test_orientation_in_the_header_is_as_pillow_reads_it(order, entries, damage):
+    fields = [struct.pack(f"{order}HHI", *entry[:3]) for entry in entries]
+    values = [struct.pack(f"{order}HH" if kind == 3 else f"{order}I", *((v, 0) if kind == 3 else (v,)))
+              for _, kind, _, v in entries]  # fmt: skip
+    table = b"".join(map(bytes.__add__, fields, values)) + bytes(4)
+    start = 10_000 if damage == "far" else 8
+    tiff = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", start, len(entries)) + table
+    exif = b"Exif\0\0" + (tiff[:-9] if damage == "cut" else tiff)
+    data = encoded(smooth(40, 30), "JPEG", exif=exif)
+    try:
+        orientation = Image.open(io.BytesIO(data)).getexif().get(0x0112, 1)
+    except Exception:
+        with pytest.raises(BadImage):
+            Picture(data)
+        return
+    picture = Picture(data)
+    assert (picture.width, picture.height) == ((30, 40) if orientation in (5, 6, 7, 8) else (40, 30))
 
 
 def test_truncated_files_are_bad():
