@@ -107,7 +107,7 @@ def tf_data(
         if batched_text:
             data = data.map(
                 lambda batch: {"image": batch["image"]} | text(**{name: batch[name] for name in LENGTHS}),
-                num_parallel_calls=_TF_CALLS,
+                num_parallel_calls=cores,  # not more: so many batches are made ahead while other stacks are measured
             )
         options = tf.data.Options()
         options.threading.private_threadpool_size = _TF_THREADS
