@@ -41,8 +41,9 @@ def find_collectives(module: Module, chips: int) -> list[Collective]:
     """Every collective once.
 
     Two forms of the TPU compiler need care. An asynchronous collective that is fused with other work appears in three
-    or more computations (start, the fusion that hides it, done): all carry one channel, so a channel counts once. A
-    fusion called all-reduce-scatter holds an all-reduce whose result is cut: that is a reduce-scatter.
+    or more computations (start, the fusion that hides it, done): all carry one channel, so there a channel counts once.
+    Elsewhere it does not identify: all that the compiler has combined carry channel 1. A fusion called
+    all-reduce-scatter holds an all-reduce whose result is cut: that is a reduce-scatter.
     """
     found: dict[str, Collective] = {}
     for name, times in module.runs.items():
@@ -55,7 +56,7 @@ def find_collectives(module: Module, chips: int) -> list[Collective]:
             if kind not in KINDS:
                 continue
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            key = channel[1] if channel else f"{name}/{instruction.name}"
+            key = channel[1] if channel and fused else f"{name}/{instruction.name}"
             if "all-reduce-scatter" in name:
                 kind = "reduce-scatter"
             collective = Collective(

@@ -31,6 +31,13 @@ def test_one_asynchronous_all_gather_counts_once():
     assert gather.wire_bytes == 3 / 4 * 1024 * 8 * 2
 
 
+def test_collectives_that_share_a_channel_count_one_by_one():
+    shared = TEXT.replace("channel_id=8", "channel_id=7")
+    assert shared != TEXT
+    summary = summarize(find_collectives(hlo.parse(shared), chips=16))
+    assert {kind: row["count"] for kind, row in summary.items()} == {"all-gather": 1, "reduce-scatter": 12}
+
+
 def test_work_of_the_text():
     work = executed(hlo.parse(TEXT), peak_flops=1e6, hbm_bandwidth=1e6)
     assert work.flops == 12 * 2 * 16 * 32 * 64
