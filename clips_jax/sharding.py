@@ -64,7 +64,9 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a config over all devices (or these); raises `ConfigError` if they or the batch do not fit."""
     devices = devices if devices is not None else jax.devices()
     sizes = check_mesh(config, len(devices))
-    return Mesh(mesh_utils.create_device_mesh(tuple(sizes.values()), devices), tuple(sizes))
+    # An axis takes whole axes of the torus; where none multiply to its size, such as 16 on v5p:8x8x4, parts of them.
+    laid_out = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, tuple(sizes))
 
 
 def parameter_shardings(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:

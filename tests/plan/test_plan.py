@@ -12,6 +12,7 @@ from clips_jax.config.parse import from_config_dict
 from clips_jax.plan.chips import parse_topology
 from clips_jax.plan.compiled import LIBTPU
 from clips_jax.plan.sweep import variants
+from clips_jax.sharding import make_mesh
 from configs import clips_l14
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -98,6 +99,14 @@ def test_a_slice_that_cannot_be_rented_is_an_error():
 @pytest.mark.parametrize(("name", "chips"), [("v4:2x2x4", 16), ("v5p:2x2x4", 16), ("v6e:4x4", 16), ("v5e:16x16", 256)])
 def test_a_device_is_a_chip(name, chips):
     assert len(parse_topology(name).devices()) == chips == parse_topology(name).chips
+
+
+def test_a_mesh_axis_may_take_a_part_of_an_axis_of_the_torus():
+    topology = parse_topology("v5p:8x8x4")  # no axes of it multiply to the 16 of the full-size configs
+    config = from_config_dict(clips_l14.get_config())
+    mesh = make_mesh(config, topology.devices())
+    assert dict(mesh.shape) == {"data": 16, "fsdp": 16, "tensor": 1}
+    assert {device.id for device in mesh.devices.flat} == {device.id for device in topology.devices()}
 
 
 def test_a_sweep_over_batch_sizes_needs_a_topology():
