@@ -1,6 +1,7 @@
 """The towers and the captioner: who sees whom, fixed positions, released format, full sizes."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from clips_jax.config.parse import from_config_dict
 from clips_jax.models.captioner import Captioner
 from clips_jax.models.clips import Clips
 from clips_jax.models.image_tower import ImageTower, sincos_positions
+from clips_jax.models.layers import exact_gelu
 from clips_jax.models.sizes import SIZES
 from clips_jax.models.text_tower import TextTower
 from clips_jax.plan.flops import matrix_flops
@@ -182,6 +184,18 @@ def test_full_size_shapes(module):
         assert count["image"] + count["text"] + count["logit_scale"] == RELEASED_L14
     assert shapes["captioner"]["head"].shape[1] == 32_000
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize(("dtype", "within"), [("float32", 2e-6), ("bfloat16", 1e-2)])
+def test_exact_gelu_and_its_gradient_against_float64(dtype, within):
+    x = jnp.linspace(-12, 12, 2001, dtype=dtype)  # the far left is where 1 + erf cancels
+    value, gradient = jax.jit(exact_gelu)(x), jax.jit(jax.vmap(jax.grad(exact_gelu)))(x)
+    exact = np.asarray(x, np.float64)
+    distribution = np.array([0.5 * math.erfc(-y / math.sqrt(2)) for y in exact])
+    density = np.exp(-(exact**2) / 2) / math.sqrt(2 * math.pi)
+    assert value.dtype == gradient.dtype == dtype
+    np.testing.assert_allclose(np.asarray(value, np.float64), exact * distribution, rtol=within, atol=within)
+    np.testing.assert_allclose(np.asarray(gradient, np.float64), distribution + exact * density, rtol=0, atol=within)
 
 
 def test_sizes_match_the_table():

@@ -74,6 +74,34 @@ Dense = functools.partial(nn.Dense, **_products)
 DenseGeneral = functools.partial(nn.DenseGeneral, **_products)
 
 
+@jax.custom_vjp
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution function of x, any shape; computed in float32 and from x alone, both ways.
+
+    `jax.nn.gelu` goes by erfc, which a TPU computes both ways round: four times the time to compile these layers, a
+    quarter more cycles to run them.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * _normal_distribution(wide)).astype(x.dtype)
+
+
+def _normal_distribution(x: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5))
+
+
+def _exact_gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return exact_gelu(x), x
+
+
+def _exact_gelu_backward(x: jax.Array, by_out: jax.Array) -> tuple[jax.Array]:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+    return ((by_out * (_normal_distribution(wide) + wide * density)).astype(x.dtype),)
+
+
+exact_gelu.defvjp(_exact_gelu_forward, _exact_gelu_backward)
+
+
 class Embed(nn.Embed):
     """A table of vectors; its gradient is summed in the table's dtype, the vectors come in the layer's."""
 
@@ -187,7 +215,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         x_BxLxF = Dense(self.hidden, dtype=self.dtype, kernel_init=kernel_init, name="up")(x_BxLxD)
-        x_BxLxF = nn.gelu(x_BxLxF, approximate=self.gelu == "tanh")
+        x_BxLxF = nn.gelu(x_BxLxF, approximate=True) if self.gelu == "tanh" else exact_gelu(x_BxLxF)
         return Dense(x_BxLxD.shape[-1], dtype=self.dtype, kernel_init=kernel_init, name="down")(x_BxLxF)
 
 
