@@ -8,6 +8,7 @@ one of 10^4 does.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from grain.experimental import index_shuffle
@@ -67,9 +68,25 @@ def replacement_index(position: int, num_records: int, seed: int, attempt: int) 
     return int(state[0] % np.uint64(num_records))
 
 
-def crop_generator(position: int, seed: int) -> np.random.Generator:
-    """Where the randomness of the crop at the global `position` comes from."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((_CROP, seed, position))))
+class CropRandomness:
+    """Where the randomness of crops comes from: at each position a stream of its own.
+
+    The generator is counter-based (Philox, Salmon et al. 2011): the seed is its key and the position a part of its
+    counter, so going to a position sets four numbers. A new generator for each would take six times as long.
+    """
+
+    def __init__(self, seed: int):
+        """`seed`: of the run."""
+        key = np.random.SeedSequence((_CROP, seed)).generate_state(2, np.uint64)
+        self._philox = np.random.Philox(key=key)
+        self._start: Any = self._philox.state  # nothing drawn yet, nothing buffered
+        self._generator = np.random.Generator(self._philox)
+
+    def at(self, position: int) -> np.random.Generator:
+        """A generator at the beginning of the stream of the global `position`; the next call moves it."""
+        self._start["state"]["counter"][1] = position
+        self._philox.state = self._start
+        return self._generator
 
 
 def rewrite_choice(position: int, seed: int, text: int, count: int) -> int:

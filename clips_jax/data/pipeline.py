@@ -22,7 +22,7 @@ from clips_jax.config import Config, ConfigError, DataConfig, SourceConfig, Text
 from clips_jax.data.bad_records import Replaced
 from clips_jax.data.images import BadImage, decode_resized_crop
 from clips_jax.data.open_tokenizer import Tokenizer, open_tokenizer
-from clips_jax.data.order import Mixture, crop_generator, record_index, replacement_index, rewrite_choice
+from clips_jax.data.order import CropRandomness, Mixture, record_index, replacement_index, rewrite_choice
 from clips_jax.data.triples import IMAGE, BadRecord, Records, texts_of, tokenizer_path
 from clips_jax.data.worker import serve
 
@@ -115,16 +115,17 @@ class LoadPart:
         texts: list[dict[str, str]] = []
         counts: dict[str, int] = {}
         examples: list[str] = []
+        crops = CropRandomness(self._seed)  # of this call: parts may be loaded by several threads
         reads = (positions[first : first + ROWS_PER_READ] for first in range(0, len(positions), ROWS_PER_READ))
         for row, (source, record) in enumerate(itertools.chain.from_iterable(map(self._read, reads))):
             position = int(positions[row])
             try:
-                texts.append(self._load(position, source, record, images[row]))
+                texts.append(self._load(position, source, record, images[row], crops))
             except (BadImage, BadRecord) as error:
                 reason = "image" if isinstance(error, BadImage) else "record"
                 counts[reason] = counts.get(reason, 0) + 1
                 examples.append(f"at position {position}, {source.dataset}, split {source.split}: {error}")
-                texts.append(self._replace(position, source, images[row], error))
+                texts.append(self._replace(position, source, images[row], crops, error))
         return {
             "images": images,
             "texts": {
@@ -147,23 +148,30 @@ class LoadPart:
         return found
 
     def _load(
-        self, position: int, source: Source, record: Mapping[str, Any] | BadRecord, pixels: np.ndarray
+        self,
+        position: int,
+        source: Source,
+        record: Mapping[str, Any] | BadRecord,
+        pixels: np.ndarray,
+        crops: CropRandomness,
     ) -> dict[str, str]:
         """Fills `pixels`, uint8 (H, W, 3), with the example's crop and returns its texts."""
         if isinstance(record, BadRecord):
             raise record
-        data, rng = self._data, crop_generator(position, self._seed)
+        data, rng = self._data, crops.at(position)
         pixels[:] = decode_resized_crop(record[IMAGE], self._image_size, rng, data.crop_area, data.crop_ratio)
         found = {name: record[feature] if feature else "" for name, feature in source.features.items()}
         return texts_of(draw_texts(found, data.texts, position, self._seed), data.texts)
 
-    def _replace(self, position: int, source: Source, pixels: np.ndarray, error: Exception) -> dict[str, str]:
+    def _replace(
+        self, position: int, source: Source, pixels: np.ndarray, crops: CropRandomness, error: Exception
+    ) -> dict[str, str]:
         """Another record of the same data set, so that a mixture keeps its proportions."""
         for attempt in range(_REPLACEMENT_ATTEMPTS):
             index = replacement_index(position, len(source.records), self._seed, attempt)
             try:
                 [record] = source.records.read_each([index], source.needed)
-                return self._load(position, source, record, pixels)
+                return self._load(position, source, record, pixels, crops)
             except (BadImage, BadRecord) as next_error:
                 error = next_error
         raise RuntimeError(

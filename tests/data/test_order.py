@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clips_jax.data.order import MIXTURE_BLOCK, Mixture, _mixture_block, record_index
+from clips_jax.data.order import MIXTURE_BLOCK, CropRandomness, Mixture, _mixture_block, record_index
 
 
 def test_a_mixture_gives_every_data_set_its_share():
@@ -71,3 +71,20 @@ def test_the_order_is_well_shuffled(num_records):
         counts = np.histogram(window, 10, (0, 1))[0]
         expected = len(window) / 10
         assert ((counts - expected) ** 2 / expected).sum() < 33.7  # chi-square, 9 degrees of freedom, p = 0.0001
+
+
+def test_crops_are_drawn_by_position_alone():
+    draw = CropRandomness(5)
+    in_order = [draw.at(position).random(4).tolist() for position in range(200)]
+    far = 10**15
+    backwards = CropRandomness(5)
+    for position in (far, *reversed(range(200))):
+        generator = backwards.at(position)
+        generator.random(3)  # what was drawn before leaves nothing behind, not even half a word
+        generator.integers(2**16, dtype=np.uint16)
+        again = backwards.at(position).random(4).tolist()
+        assert position == far or again == in_order[position]
+    numbers = np.array(in_order)
+    assert len(np.unique(numbers)) == numbers.size
+    assert abs(np.corrcoef(numbers[:-1, 0], numbers[1:, 0])[0, 1]) < 4 / np.sqrt(len(numbers))
+    assert CropRandomness(6).at(0).random() != numbers[0, 0]
