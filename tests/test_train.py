@@ -228,8 +228,9 @@ def test_a_non_finite_loss_stops_the_run(tmp_path, emoji_data_dir):
     for part in ("step ", "loss/contrastive/alt", "Last good checkpoint: ", "optimizer.learning_rate"):
         assert part in message
     saved = pathlib.Path(message.split("Last good checkpoint: ")[1].split(". Try")[0])
-    assert saved.is_dir() and saved.name == "1"  # the second update overflows the parameters, the first had rate 0
-    assert message.startswith("NonFiniteError: step 4: ") and "3 steps in a row" in message
+    # The first update has rate 0, the second is the last finite one; what it made shows in the loss of the third.
+    assert saved.is_dir() and saved.name == "1"
+    assert message.startswith("NonFiniteError: step 5: ") and "3 steps in a row" in message
 
 
 @pytest.fixture

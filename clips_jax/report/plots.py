@@ -76,8 +76,10 @@ def line_chart(
     ys += [y + sign * s for line in bars for _, y, s in line for sign in (-1, 1)]
     log = log and min(ys) > 0
     log_x = log_x and min(xs) > 0
-    few = sorted(set(xs)) if len(set(xs)) <= FEW_MARKS else _log_ticks(min(xs), max(xs))
-    x_ticks = few if log_x else ticks(0, max(xs))
+    if log_x:
+        x_ticks = sorted(set(xs)) if len(set(xs)) <= FEW_MARKS else _log_ticks(min(xs), max(xs))
+    else:
+        x_ticks = ticks(0, max(xs))
     # A line that comes near zero gets an axis that shows it.
     lowest = 0.0 if 0 < min(ys) < 0.6 * max(ys) else min(ys)
     y_ticks = _log_ticks(min(ys), max(ys)) if log else ticks(lowest, max(ys))
