@@ -226,8 +226,8 @@ def train_step(
     """One update.
 
     If the loss, a gradient or a parameter is not finite, parameters and optimizer state stay as they were and the
-    metric "finite" is 0: the state is never poisoned, and the loop stops the run. What AdamW makes of finite gradients,
-    parameters and moments is finite, so it is not looked at.
+    metric "finite" is 0, and the loop stops the run. What AdamW makes of finite gradients, parameters and moments is
+    finite, so it is not looked at; an update that overflows by an absurd learning rate shows in the next step.
 
     Returns:
       the next state; float32 () metrics: the loss parts, "text/fill" and "text/cut" if texts are packed,
