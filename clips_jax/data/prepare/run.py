@@ -4,9 +4,7 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
@@ -15,6 +13,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from clips_jax.data.prepare import dataset, duplicates, join, shard, storage
+from clips_jax.data.prepare.lost_workers import no_endless_wait
 from clips_jax.data.prepare.plan import Plan
 from clips_jax.data.prepare.progress import progress
 from clips_jax.data.prepare.rows import Task
@@ -27,7 +26,6 @@ class NothingUsable(ValueError):
     """No row of the input gave a record. The manifest and the list of rejected rows are written and say why."""
 
 
-_SECONDS_FOR_BEAM = 60.0  # to notice by itself that its workers are gone
 # Starting worker processes takes longer than this much input in one: bytes of tars, rows of tables.
 _SMALL_BYTES = 100_000_000
 _SMALL_ROWS = 2_000
@@ -80,7 +78,7 @@ def prepare(plan: Plan, card: dataset.Card, options: PipelineOptions) -> dict[st
                     storage.remove(plan.work_path(task.number, len(tasks), "done.json"))
                 with (
                     progress(plan, todo, len(tasks), terminal),
-                    _no_endless_wait(),
+                    no_endless_wait(),
                     beam.Pipeline(options=options) as pipeline,
                 ):
                     _add_shards(pipeline, plan, tasks, todo)
@@ -133,7 +131,7 @@ def _join(plan: Plan, tasks: list[Task], options: PipelineOptions) -> None:
     if recaptions:
         fingerprint = join.join_fingerprint(plan, tasks, recaptions)
         if not join.is_joined(plan, tasks, fingerprint):
-            with _no_endless_wait(), beam.Pipeline(options=options) as pipeline:
+            with no_endless_wait(), beam.Pipeline(options=options) as pipeline:
                 join.add_join(pipeline, plan, tasks, recaptions)
             join.note_joined(plan, fingerprint)
 
@@ -164,39 +162,6 @@ def _notes(plan: Plan, tasks: list[Task]) -> list[dict[str, Any] | None]:
     """What is noted about each shard, None where it must be made."""
     with ThreadPoolExecutor(_CHECKS_AT_ONCE) as pool:
         return list(pool.map(lambda task: shard.done(plan, task, len(tasks)), tasks))
-
-
-@contextlib.contextmanager
-def _no_endless_wait() -> Iterator[None]:
-    """Ends the block with an error if Beam loses its worker processes and does not notice.
-
-    Seen when all processes had no processor for minutes, as on a laptop that slept: the data streams broke, and the
-    DirectRunner waited for ever. A worker that dies is noticed, so it has some time.
-    """
-    if threading.current_thread() is not threading.main_thread():  # which signals go to
-        yield
-        return
-    timers: list[threading.Timer] = []
-
-    class Watch(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            timers.append(threading.Timer(_SECONDS_FOR_BEAM, os.kill, (os.getpid(), signal.SIGUSR1)))
-            timers[-1].daemon = True
-            timers[-1].start()
-
-    def end(*_: Any) -> None:
-        raise RuntimeError("Beam lost its worker processes: had the machine been asleep, or overloaded?")
-
-    log, watch = logging.getLogger("apache_beam.runners.worker.data_plane"), Watch(logging.ERROR)
-    log.addHandler(watch)
-    before = signal.signal(signal.SIGUSR1, end)
-    try:
-        yield
-    finally:
-        log.removeHandler(watch)
-        for timer in timers:
-            timer.cancel()
-        signal.signal(signal.SIGUSR1, before)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from clips_jax.data.prepare import __main__ as command
-from clips_jax.data.prepare import run as run_module
-from clips_jax.data.prepare import shard
+from clips_jax.data.prepare import lost_workers, shard
 from clips_jax.data.prepare.builder import TripleBuilder
 from clips_jax.data.prepare.plan import Plan
 from clips_jax.data.prepare.tar_source import Tars
@@ -219,12 +218,12 @@ def test_a_shard_that_stops_halfway_is_no_shard(tmp_path, monkeypatch):
 
 
 def test_lost_workers_end_the_run(monkeypatch):
-    monkeypatch.setattr(run_module, "_SECONDS_FOR_BEAM", 0.1)
+    monkeypatch.setattr(lost_workers, "SECONDS_FOR_BEAM", 0.1)
     log = logging.getLogger("apache_beam.runners.worker.data_plane")
-    with pytest.raises(RuntimeError, match="lost its worker processes"), run_module._no_endless_wait():
+    with pytest.raises(RuntimeError, match="lost its worker processes"), lost_workers.no_endless_wait():
         log.error("Failed to read inputs in the data plane.")
         threading.Event().wait(20)  # what Beam does
-    with run_module._no_endless_wait():
+    with lost_workers.no_endless_wait():
         log.error("Failed to read inputs in the data plane.")  # but Beam goes on, or raises
     threading.Event().wait(0.3)
 
