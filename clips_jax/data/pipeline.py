@@ -23,6 +23,7 @@ from clips_jax.data.bad_records import Replaced
 from clips_jax.data.images import BadImage, decode_resized_crop
 from clips_jax.data.open_tokenizer import Tokenizer, open_tokenizer
 from clips_jax.data.order import CropRandomness, Mixture, record_index, replacement_index, rewrite_choice
+from clips_jax.data.shared_slots import SharedSlots
 from clips_jax.data.triples import IMAGE, BadRecord, Records, texts_of, tokenizer_path
 from clips_jax.data.worker import serve
 
@@ -93,7 +94,14 @@ def draw_texts(
 class LoadPart:
     """Loads a part of the rows of a step that one process needs. Picklable.
 
-    Called with step * parts + part, returns nested dicts and arrays: a worker process then needs no Flax.
+    Called with step * parts + part, returns a dict: "arrays", in the order of `layout`, or if it found a slot for them
+    "slot", its number, and "rows"; "replaced", the number of bad records by reason, and "examples" of them. Nothing in
+    it needs Flax, which takes a worker's time to import.
+
+    Attributes:
+      parts: of a step.
+      layout: shape and dtype of the arrays of a part of full size: pictures, then tokens and sentences of each text.
+      slots: where workers leave parts, if there are workers.
     """
 
     def __init__(self, config: Config, sources: list[Source], tokenizer: Tokenizer, rows: np.ndarray):
@@ -105,13 +113,24 @@ class LoadPart:
         self._batch_size = config.batch_size
         self._image_size = config.model.image.image_size
         self._seed = config.seed
-        self.parts = math.ceil(len(rows) / ROWS_PER_PART)
+        self._rows_per_part = most = min(len(rows), ROWS_PER_PART)
+        self.parts = math.ceil(len(rows) / most)
+        size = self._image_size
+        self.layout: list[tuple[tuple[int, ...], Any]] = [((most, size, size, 3), np.uint8)]
+        for text in config.data.texts.values():
+            self.layout += [((most, text.length), np.int32)] * 2
+        self.slots: SharedSlots | None = None
 
     def __call__(self, number: int) -> dict[str, Any]:
         """Raises `RuntimeError` if no whole record is found for one that is bad."""
         step, part = divmod(number, self.parts)
-        positions = step * self._batch_size + self._rows[part * ROWS_PER_PART : (part + 1) * ROWS_PER_PART]
-        images = np.empty((len(positions), self._image_size, self._image_size, 3), np.uint8)
+        positions = step * self._batch_size + self._rows[part * self._rows_per_part : (part + 1) * self._rows_per_part]
+        slot = self.slots.take() if self.slots else -1
+        if self.slots and slot >= 0:
+            arrays = [array[: len(positions)] for array in self.slots.arrays(slot)]
+        else:
+            arrays = [np.empty((len(positions), *shape[1:]), dtype) for shape, dtype in self.layout]
+        images = arrays[0]
         texts: list[dict[str, str]] = []
         counts: dict[str, int] = {}
         examples: list[str] = []
@@ -126,15 +145,11 @@ class LoadPart:
                 counts[reason] = counts.get(reason, 0) + 1
                 examples.append(f"at position {position}, {source.dataset}, split {source.split}: {error}")
                 texts.append(self._replace(position, source, images[row], crops, error))
-        return {
-            "images": images,
-            "texts": {
-                name: self._tokenizer.tokenize([found[name] for found in texts], text.length)
-                for name, text in self._data.texts.items()
-            },
-            "replaced": counts,
-            "examples": examples,
-        }
+        for number, (name, text) in enumerate(self._data.texts.items()):
+            tokenized = self._tokenizer.tokenize([found[name] for found in texts], text.length)
+            arrays[1 + 2 * number][:], arrays[2 + 2 * number][:] = tokenized
+        left = {"slot": slot, "rows": len(positions)} if slot >= 0 else {"arrays": arrays}
+        return left | {"replaced": counts, "examples": examples}
 
     def _read(self, positions: np.ndarray) -> list[tuple[Source, dict[str, Any] | BadRecord]]:
         found: list[Any] = [None] * len(positions)
@@ -215,10 +230,13 @@ def train_batches(
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain reads its own flags, also in a program that has none
             flags.FLAGS.mark_as_parsed()
-        part_bytes = min(len(rows), ROWS_PER_PART) * config.model.image.image_size**2 * 3
+        part_bytes = math.prod(load.layout[0][0])
         waiting = max(1, min(math.ceil(waiting / workers), _WAITING_BYTES // part_bytes))
+        # Grain keeps `waiting` parts of a worker in its queue and as many behind it; one more is being loaded, one in
+        # each of two threads' hands, and one has been read and is not yet free.
+        load.slots = SharedSlots(load.layout, workers, 2 * waiting + 4)
         parts = parts.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=waiting), serve)
-    return _batches(parts, load.parts, len(rows))
+    return _batches(parts, load, config.data, len(rows))
 
 
 def worker_count(data: DataConfig) -> int:
@@ -230,40 +248,51 @@ def worker_count(data: DataConfig) -> int:
     return max(1, min(cores, memory // 2 // _WORKER_BYTES))
 
 
-def _batches(dataset: grain.IterDataset, parts: int, rows: int) -> Generator[tuple["Batch", Replaced], None, None]:
-    """Puts `parts` parts together to a batch of `rows` rows."""
+def _batches(
+    dataset: grain.IterDataset, load: LoadPart, data: DataConfig, rows: int
+) -> Generator[tuple["Batch", Replaced], None, None]:
+    """Puts the parts of each step together to a batch of `rows` rows."""
     from clips_jax.batch import Batch, TokenizedText  # imports JAX, which workers do without
 
     iterator = iter(dataset)
+    slots, read = load.slots, -1  # the slot that was read last
     try:
         while True:
-            try:
-                loaded = [next(iterator) for _ in range(parts)]
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "terminated unexpectedly" in str(error):
-                    raise RuntimeError(
-                        f"A data worker died ({error}) Exit code -9 means that it was killed, as a rule because the "
-                        "machine ran out of memory: use fewer data.workers."
-                    ) from error
-                raise
-            images = np.empty((rows, *loaded[0]["images"].shape[1:]), np.uint8)
-            texts = {}
-            for name, (tokens, _) in loaded[0]["texts"].items():
-                texts[name] = TokenizedText(*(np.empty((rows, tokens.shape[1]), np.int32) for _ in range(2)))
+            whole = [np.empty((rows, *shape[1:]), dtype) for shape, dtype in load.layout]
             counts: dict[str, int] = {}
+            examples: list[str] = []
             start = 0
-            for part in loaded:
-                stop = start + len(part["images"])
-                images[start:stop] = part["images"]
-                for name, (tokens, sentence_ids) in part["texts"].items():
-                    texts[name].tokens[start:stop] = tokens
-                    texts[name].sentence_ids[start:stop] = sentence_ids
+            for _ in range(load.parts):
+                part = _next_part(iterator)
+                if part is None:
+                    return
+                if slots and read >= 0:
+                    slots.free(read)
+                read = part.get("slot", -1)
+                arrays = slots.arrays(read) if slots and read >= 0 else part["arrays"]
+                stop = start + (part["rows"] if read >= 0 else len(arrays[0]))
+                for array, loaded in zip(whole, arrays, strict=True):
+                    array[start:stop] = loaded[: stop - start]
                 for reason, count in part["replaced"].items():
                     counts[reason] = counts.get(reason, 0) + count
+                examples += part["examples"]
                 start = stop
-            examples = [example for part in loaded for example in part["examples"]]
-            yield Batch(images, texts), Replaced(bad_records=sum(counts.values()), by_reason=counts, examples=examples)
+            images, *texts = whole
+            tokenized = map(TokenizedText, texts[::2], texts[1::2])
+            batch = Batch(images, dict(zip(data.texts, tokenized, strict=True)))
+            yield batch, Replaced(bad_records=sum(counts.values()), by_reason=counts, examples=examples)
     finally:
         iterator.close()
+
+
+def _next_part(iterator: grain.DatasetIterator) -> dict[str, Any] | None:
+    """What `LoadPart` made, None at the end."""
+    try:
+        return next(iterator, None)
+    except RuntimeError as error:
+        if "terminated unexpectedly" in str(error):
+            raise RuntimeError(
+                f"A data worker died ({error}) Exit code -9 means that it was killed, as a rule because the machine ran "
+                "out of memory: use fewer data.workers."
+            ) from error
+        raise

@@ -21,6 +21,7 @@ from clips_jax.config import Config, ConfigError, DataConfig, SourceConfig, Text
 from clips_jax.data import pipeline, train_tokenizer
 from clips_jax.data.order import Mixture, epoch_of, record_index
 from clips_jax.data.pipeline import train_batches
+from clips_jax.data.shared_slots import SharedSlots
 from clips_jax.data.tokenizer import train_sentencepiece
 from clips_jax.data.triples import BadRecord, Records, open_builder, texts_of, tokenizer_path
 
@@ -254,6 +255,31 @@ def test_every_record_once_per_epoch_also_across_batches(folder):
 
 def test_worker_processes_give_the_same_batches(folder):
     assert_same(load(make_config(folder), stop=7), load(make_config(folder, workers=2), stop=7))
+
+
+@pytest.mark.parametrize("per_worker", [0, 1, 50])
+def test_batches_do_not_depend_on_shared_slots(folder, monkeypatch, per_worker):
+    """None, too few for what is loaded ahead, and more than enough; three parts a step, the last one smaller."""
+    monkeypatch.setattr(pipeline, "ROWS_PER_PART", 4)
+    expected = load(make_config(folder), stop=12)
+    freed = []
+    if per_worker == 0:
+        monkeypatch.delattr(os, "memfd_create")
+
+    free = SharedSlots.free
+
+    def spoil(slots, slot):
+        freed.append(slot)
+        for array in slots.arrays(slot):
+            array[:] = 77  # what has been read is not looked at again
+        free(slots, slot)
+
+    monkeypatch.setattr(SharedSlots, "free", spoil)
+    monkeypatch.setattr(pipeline, "SharedSlots", lambda layout, workers, _: SharedSlots(layout, workers, per_worker))
+    assert_same(expected, load(make_config(folder, workers=2), stop=12))
+    parts = 12 * 3
+    assert (len(freed) >= parts - 1) if per_worker == 50 else (len(freed) < parts)
+    assert len(set(freed)) <= 2 * per_worker
 
 
 def test_closing_early_ends_the_threads(folder):
