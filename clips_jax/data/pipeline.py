@@ -292,7 +292,7 @@ def _next_part(iterator: grain.DatasetIterator) -> dict[str, Any] | None:
     except RuntimeError as error:
         if "terminated unexpectedly" in str(error):
             raise RuntimeError(
-                f"A data worker died ({error}) Exit code -9 means that it was killed, as a rule because the machine ran "
-                "out of memory: use fewer data.workers."
+                f"A data worker died ({error}) Exit code -9 means that it was killed, as a rule because the machine "
+                "ran out of memory: use fewer data.workers."
             ) from error
         raise
