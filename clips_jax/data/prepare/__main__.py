@@ -220,6 +220,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # Beam wraps what happened in a worker in pages of text
         what = [line for line in str(error).splitlines() if line.strip()][-1:]
         print(f"error: {''.join(what) or error!r}", file=sys.stderr)
+        if "No module named" in str(error) and options.runner != run.DIRECT:
+            print(
+                "Workers must have clips_jax and what requirements.txt installs: an image with both "
+                "(--sdk_container_image), or worker pools started in this checkout.",
+                file=sys.stderr,
+            )
         print(f"The same command goes on from here; all of it: {plan.work}/beam.log", file=sys.stderr)
         return 3
     print(summary(manifest))
