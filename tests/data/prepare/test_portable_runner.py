@@ -8,15 +8,14 @@ import subprocess
 import sys
 import time
 
-import portpicker
-
 from tests.data.prepare.test_run import run, times, without_time, write_input
+from tests.faults.processes import free_port
 
 ROOT = pathlib.Path(__file__).parents[3]  # where workers are to run: they import clips_jax
 
 
 def start(folder: pathlib.Path, module: str, port_option: str) -> tuple[subprocess.Popen, int]:
-    port = portpicker.pick_unused_port()
+    port = free_port()
     # The pool starts workers as `python`.
     environment = os.environ | {"PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
     with open(folder / f"{port_option}.log", "w") as log:
