@@ -28,7 +28,8 @@ from PIL import Image, ImageOps
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from benchmarks.photographs import Photograph, made_photographs, read_photographs, zone_plate
-from benchmarks.stacks import AREA, RATIO, STACKS
+from benchmarks.stack_work import AREA, RATIO
+from benchmarks.stacks import STACKS
 from clips_jax.data.images import Picture, crop_on_grid, decode_resized_crop, sample_crop
 from clips_jax.data.prepare.pictures import PictureOptions, plain
 from clips_jax.data.tokenizer import train_sentencepiece
