@@ -17,6 +17,8 @@ import re
 import sys
 from collections.abc import Sequence
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX starts: FLOPs are counted without an accelerator
+
 from clips_jax.config import ConfigError
 from clips_jax.report.compare import Wishes, terminal_gains, terminal_table, write_comparison
 from clips_jax.report.runs import flops_per_image, group, metrics, read_run

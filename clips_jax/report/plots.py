@@ -72,8 +72,13 @@ def line_chart(
         notes.append(f"Each point is the mean of {group} logged values.")
     xs = [x for _, points in lines for x, _ in points]
     ys = [y for _, points in lines for _, y in points]
-    bars = [[(x, y, s) for x, y, s in zip(*_columns(one), strict=True) if math.isfinite(y + s)] for one, _ in lines]
-    ys += [y + sign * s for line in bars for _, y, s in line for sign in (-1, 1)]
+    # Of values that are never negative, as percentages, no bar says that they could be.
+    least = 0.0 if min(ys) >= 0 else -math.inf
+    bars = [
+        [(x, max(y - s, least), y + s) for x, y, s in zip(*_columns(one), strict=True) if math.isfinite(y + s)]
+        for one, _ in lines
+    ]
+    ys += [end for line in bars for _, *ends in line for end in ends]
     log = log and min(ys) > 0
     log_x = log_x and min(xs) > 0
     if log_x:
@@ -81,7 +86,7 @@ def line_chart(
     else:
         x_ticks = ticks(0, max(xs))
     # A line that comes near zero gets an axis that shows it.
-    lowest = 0.0 if 0 < min(ys) < 0.6 * max(ys) else min(ys)
+    lowest = 0.0 if 0 <= min(ys) < 0.6 * max(ys) else min(ys)
     y_ticks = _log_ticks(min(ys), max(ys)) if log else ticks(lowest, max(ys))
     height = math.log10 if log else float
 
@@ -101,8 +106,8 @@ def line_chart(
             drawn = [(to_x(x), to_y(y)) for x, y in segment]
             parts.append(_line(drawn, index, markers=len(one.ys) <= FEW_POINTS))
         parts += [
-            f'<path class="line line{index % 6} bar" d="M{to_x(x):.1f} {to_y(y - s):.1f}V{to_y(y + s):.1f}"/>'
-            for x, y, s in bars[index]
+            f'<path class="line line{index % 6} bar" d="M{to_x(x):.1f} {to_y(low):.1f}V{to_y(high):.1f}"/>'
+            for x, low, high in bars[index]
         ]
     title = escape(f"{y_label} by {x_label}: " + ", ".join(one.name for one, _ in lines))
     svg = Markup(f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">') + Markup(
