@@ -34,12 +34,14 @@ ROWS_PER_PART = 128
 # Records read before the first of them is decoded. More cost more: the memory of 64 photographs goes back to the system
 # and comes anew.
 ROWS_PER_READ = 8
-# Finished parts that wait in a worker, in bytes at most (one part if it is larger).
-_WAITING_BYTES = 64 * 2**20
+# Finished parts of a worker that wait in Grain's queue, in bytes at most (one part if it is larger); as many wait behind
+# it.
+_WAITING_BYTES = 32 * 2**20
 # How often another record is drawn for a bad one. Assumption: with 10 % bad records 20 misses in a row do not happen.
 _REPLACEMENT_ATTEMPTS = 20
-# What a worker needs at most; automatic workers leave half of the machine's memory alone.
-_WORKER_BYTES = 400 * 10**6
+# What a worker needs: 250 MB and the parts that wait, at 336 px. Automatic workers leave half of the machine's memory
+# alone.
+_WORKER_BYTES = 500 * 10**6
 
 
 class Source:
@@ -94,14 +96,14 @@ def draw_texts(
 class LoadPart:
     """Loads a part of the rows of a step that one process needs. Picklable.
 
-    Called with step * parts + part, returns a dict: "arrays", in the order of `layout`, or if it found a slot for them
-    "slot", its number, and "rows"; "replaced", the number of bad records by reason, and "examples" of them. Nothing in
-    it needs Flax, which takes a worker's time to import.
+    Called with step * parts + part, returns a dict: "rows", how many; "slot", the number of the slot that holds them,
+    or "arrays" in the order of `layout`; "replaced", the number of bad records by reason, and "examples" of them. Nothing
+    in it needs Flax, which takes a worker's time to import.
 
     Attributes:
       parts: of a step.
       layout: shape and dtype of the arrays of a part of full size: pictures, then tokens and sentences of each text.
-      slots: where workers leave parts, if there are workers.
+      slots: where workers leave parts, if there are workers; for one iteration at a time.
     """
 
     def __init__(self, config: Config, sources: list[Source], tokenizer: Tokenizer, rows: np.ndarray):
@@ -125,11 +127,11 @@ class LoadPart:
         """Raises `RuntimeError` if no whole record is found for one that is bad."""
         step, part = divmod(number, self.parts)
         positions = step * self._batch_size + self._rows[part * self._rows_per_part : (part + 1) * self._rows_per_part]
-        slot = self.slots.take() if self.slots else -1
-        if self.slots and slot >= 0:
-            arrays = [array[: len(positions)] for array in self.slots.arrays(slot)]
-        else:
+        slot = self.slots.take() if self.slots else None
+        if self.slots is None or slot is None:
             arrays = [np.empty((len(positions), *shape[1:]), dtype) for shape, dtype in self.layout]
+        else:
+            arrays = [array[: len(positions)] for array in self.slots.arrays(slot)]
         images = arrays[0]
         texts: list[dict[str, str]] = []
         counts: dict[str, int] = {}
@@ -145,11 +147,11 @@ class LoadPart:
                 counts[reason] = counts.get(reason, 0) + 1
                 examples.append(f"at position {position}, {source.dataset}, split {source.split}: {error}")
                 texts.append(self._replace(position, source, images[row], crops, error))
-        for number, (name, text) in enumerate(self._data.texts.items()):
+        for place, (name, text) in enumerate(self._data.texts.items()):
             tokenized = self._tokenizer.tokenize([found[name] for found in texts], text.length)
-            arrays[1 + 2 * number][:], arrays[2 + 2 * number][:] = tokenized
-        left = {"slot": slot, "rows": len(positions)} if slot >= 0 else {"arrays": arrays}
-        return left | {"replaced": counts, "examples": examples}
+            arrays[1 + 2 * place][:], arrays[2 + 2 * place][:] = tokenized
+        left = {"arrays": arrays} if slot is None else {"slot": slot}
+        return left | {"rows": len(positions), "replaced": counts, "examples": examples}
 
     def _read(self, positions: np.ndarray) -> list[tuple[Source, dict[str, Any] | BadRecord]]:
         found: list[Any] = [None] * len(positions)
@@ -232,9 +234,9 @@ def train_batches(
             flags.FLAGS.mark_as_parsed()
         part_bytes = math.prod(load.layout[0][0])
         waiting = max(1, min(math.ceil(waiting / workers), _WAITING_BYTES // part_bytes))
-        # Grain keeps `waiting` parts of a worker in its queue and as many behind it; one more is being loaded, one in
-        # each of two threads' hands, and one has been read and is not yet free.
-        load.slots = SharedSlots(load.layout, workers, 2 * waiting + 4)
+        # Grain keeps `waiting` parts of a worker in its queue and as many behind it; `data.threads` more are being
+        # loaded or ready, one is in each of two threads' hands, and one has been read and is not yet free.
+        load.slots = SharedSlots(load.layout, workers, 2 * waiting + data.threads + 3)
         parts = parts.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=waiting), serve)
     return _batches(parts, load, config.data, len(rows))
 
@@ -255,7 +257,7 @@ def _batches(
     from clips_jax.batch import Batch, TokenizedText  # imports JAX, which workers do without
 
     iterator = iter(dataset)
-    slots, read = load.slots, -1  # the slot that was read last
+    slots, read = load.slots, None  # the slot that was read last
     try:
         while True:
             whole = [np.empty((rows, *shape[1:]), dtype) for shape, dtype in load.layout]
@@ -266,11 +268,11 @@ def _batches(
                 part = _next_part(iterator)
                 if part is None:
                     return
-                if slots and read >= 0:
+                if slots and read is not None:
                     slots.free(read)
-                read = part.get("slot", -1)
-                arrays = slots.arrays(read) if slots and read >= 0 else part["arrays"]
-                stop = start + (part["rows"] if read >= 0 else len(arrays[0]))
+                read = part.get("slot")
+                arrays = slots.arrays(read) if slots and read is not None else part["arrays"]
+                stop = start + part["rows"]
                 for array, loaded in zip(whole, arrays, strict=True):
                     array[start:stop] = loaded[: stop - start]
                 for reason, count in part["replaced"].items():

@@ -38,15 +38,18 @@ class SharedSlots:
         self._slots, self._per_worker = workers * per_worker, per_worker
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in self._layout]
         self._starts = np.cumsum([0, *(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]).tolist()
-        self._path = ""
+        self._path, self._inode = "", (-1, -1)
         self._memory: np.ndarray | None = None
         self._lock = threading.Lock()  # among threads of one worker
         if hasattr(os, "memfd_create"):  # not in /dev/shm, which containers keep small
-            file = os.memfd_create("clips_jax_parts")
-            weakref.finalize(self, os.close, file)
-            os.ftruncate(file, self._first(workers * per_worker))
-            self._path = f"/proc/{os.getpid()}/fd/{file}"
-            self._memory = np.frombuffer(mmap.mmap(file, 0), np.uint8)
+            try:
+                file = os.memfd_create("clips_jax_parts")
+                weakref.finalize(self, os.close, file)
+                os.ftruncate(file, self._first(workers * per_worker))
+                self._memory = _mapped(file)
+            except OSError:  # forbidden, or no address space is left
+                return
+            self._path, self._inode = f"/proc/{os.getpid()}/fd/{file}", _inode(file)
 
     def _first(self, slot: int) -> int:
         """Where a slot begins, in bytes; a cache line for each slot's state stands before all of them."""
@@ -60,27 +63,28 @@ class SharedSlots:
         self._lock, self._memory = threading.Lock(), None
         try:
             with open(self._path, "r+b", buffering=0) as file:
-                self._memory = np.frombuffer(mmap.mmap(file.fileno(), 0), np.uint8)
+                if _inode(file.fileno()) == self._inode:  # not what another file was opened as since
+                    self._memory = _mapped(file.fileno())
         except OSError:  # no such memory here, or /proc is hidden: `take` finds nothing
             pass
 
-    def take(self) -> int:
-        """In a worker: the number of a slot that is now this worker's to fill; -1 if there is none."""
+    def take(self) -> int | None:
+        """In a worker: the number of a slot that is now this worker's to fill; None if there is none."""
         number = worker.number
         if self._memory is None or number is None:
-            return -1
+            return None
         with self._lock:
             for slot in range(number * self._per_worker, (number + 1) * self._per_worker):
                 if self._memory[slot * _ALIGNMENT] == _FREE:
                     self._memory[slot * _ALIGNMENT] = _TAKEN
                     return slot
-        return -1
+        return None
 
     def free(self, slot: int) -> None:
         """In the reader, when it has done with a slot's arrays.
 
         Processors may put off a read until after a later write. So call this when another part has arrived since the
-        last look at these: a part arrives through a semaphore, which no read is put off across.
+        last look at these: that takes several locks in two threads.
         """
         assert self._memory is not None
         self._memory[slot * _ALIGNMENT] = _FREE
@@ -89,7 +93,16 @@ class SharedSlots:
         """The arrays of a slot, as in `layout`; views of the shared memory."""
         assert self._memory is not None
         first, found = self._first(slot), []
-        for (shape, dtype), start in zip(self._layout, self._starts, strict=False):
+        for (shape, dtype), start in zip(self._layout, self._starts[:-1], strict=True):
             size = math.prod(shape) * dtype.itemsize
             found.append(self._memory[first + start : first + start + size].view(dtype).reshape(shape))
         return found
+
+
+def _mapped(file: int) -> np.ndarray:
+    return np.frombuffer(mmap.mmap(file, 0), np.uint8)
+
+
+def _inode(file: int) -> tuple[int, int]:
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino

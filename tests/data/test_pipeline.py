@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -280,6 +281,19 @@ def test_batches_do_not_depend_on_shared_slots(folder, monkeypatch, per_worker):
     parts = 12 * 3
     assert (len(freed) >= parts - 1) if per_worker == 50 else (len(freed) < parts)
     assert len(set(freed)) <= 2 * per_worker
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_every_part_finds_a_slot_also_when_the_reader_is_slow(folder, monkeypatch, threads):
+    monkeypatch.setattr(pipeline, "ROWS_PER_PART", 4)
+    freed, free = [], SharedSlots.free
+    monkeypatch.setattr(SharedSlots, "free", lambda slots, slot: (freed.append(slot), free(slots, slot)))
+    batches = train_batches(make_config(folder, workers=1, threads=threads), np.arange(BATCH), 0, 20)
+    loaded = [next(batches)]
+    time.sleep(1)  # as long as a slow step: all that may be loaded ahead is
+    loaded += batches
+    assert_same(load(make_config(folder), stop=20), [(leaves(batch), stats) for batch, stats in loaded])
+    assert len(freed) == 20 * 3 - 1
 
 
 def test_closing_early_ends_the_threads(folder):
