@@ -34,8 +34,8 @@ ROWS_PER_PART = 128
 # Records read before the first of them is decoded. More cost more: the memory of 64 photographs goes back to the system
 # and comes anew.
 ROWS_PER_READ = 8
-# Finished parts of a worker that wait in Grain's queue, in bytes at most (one part if it is larger); as many wait behind
-# it.
+# Finished parts of a worker that wait in Grain's queue, in bytes at most (one part if it is larger). As many wait
+# behind it.
 _WAITING_BYTES = 32 * 2**20
 # How often another record is drawn for a bad one. Assumption: with 10 % bad records 20 misses in a row do not happen.
 _REPLACEMENT_ATTEMPTS = 20
@@ -97,8 +97,8 @@ class LoadPart:
     """Loads a part of the rows of a step that one process needs. Picklable.
 
     Called with step * parts + part, returns a dict: "rows", how many; "slot", the number of the slot that holds them,
-    or "arrays" in the order of `layout`; "replaced", the number of bad records by reason, and "examples" of them. Nothing
-    in it needs Flax, which takes a worker's time to import.
+    or "arrays" in the order of `layout`; "replaced", the number of bad records by reason, and "examples" of them.
+    Nothing in it needs Flax, which takes a worker's time to import.
 
     Attributes:
       parts: of a step.
