@@ -19,6 +19,8 @@ _SHAPE = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^{}]*\})?")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _NAMES = re.compile(r"%([\w.\-]+)")
+# A Pallas kernel's metadata are written over several lines.
+_CONTINUED = re.compile(r"\n(?=\"|}})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +164,7 @@ def parse(text: str) -> Module:
     """The program of `compiled.as_text()`."""
     computations: dict[str, Computation] = {}
     entry, instructions = "", None
-    for line in text.splitlines():
+    for line in _CONTINUED.sub(" ", text).splitlines():
         if instructions is None:
             header = _HEADER.match(line)
             if header and not line.startswith("HloModule"):
