@@ -15,6 +15,9 @@ from clips_jax.batch import TokenizedText
 from clips_jax.config import Mask, ViewConfig
 from clips_jax.data.tokenizer import SpecialTokens
 
+# Stands in for hidden logits: finite, so that a row that sees nothing gets a mean and not NaN.
+HIDDEN_LOGIT = -0.7 * float(jnp.finfo(jnp.float32).max)
+
 
 def example_keys(seed_key: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
     """Keys (B,), one per example: a function of (seed, step, row of the global batch) and of nothing else."""

@@ -10,7 +10,9 @@ import pytest
 
 from clips_jax import masks
 from clips_jax.augment import prepare_images
+from clips_jax.models import layers
 from clips_jax.models.clips import Clips
+from clips_jax.models.fused_attention import fused_attention
 from clips_jax.models.image_tower import normalize
 from clips_jax.optimizer import learning_rate_schedule, make_optimizer
 from clips_jax.train_step import VIEW_STREAM, Step, init_params, init_state, train_step
@@ -64,6 +66,35 @@ def test_training_reduces_the_loss():
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.8 * losses[0]
+
+
+def with_attention(config, attention):
+    model = config.model
+    parts = {
+        name: dataclasses.replace(part, transformer=dataclasses.replace(part.transformer, attention=attention))
+        for name, part in (("image", model.image), ("text", model.text), ("captioner", model.captioner))
+    }
+    return dataclasses.replace(config, model=dataclasses.replace(model, **parts))
+
+
+@pytest.mark.parametrize("on_tpu", [False, True])
+def test_fused_attention_trains_as_plain_attention_does(monkeypatch, on_tpu):
+    """On this CPU because it is the same; as on a TPU with the kernel run step by step, packed texts included."""
+    config = small.packed(small.config(depth=5), tokens_per_example=30, group=4)
+    _, state, step = prepare(with_attention(config, "plain"))
+    expected = step(state, small.batch(config))
+    kernels = []
+
+    def kernel(*inputs):
+        kernels.append(inputs)
+        return fused_attention(*inputs, interpret=True)
+
+    monkeypatch.setattr(layers, "fused_attention", kernel)
+    if on_tpu:
+        monkeypatch.setattr(layers, "trains_on", lambda platform: platform == "tpu")
+    _, state, step = prepare(with_attention(config, "fused"))
+    small.assert_trees_close(step(state, small.batch(config)), expected, rtol=1e-3, atol=1e-5)
+    assert bool(kernels) == on_tpu
 
 
 def test_captioner_on_every_second_example_sees_these_examples():

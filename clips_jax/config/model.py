@@ -12,8 +12,8 @@ class TransformerConfig:
       gelu: "tanh" or "exact" (erf); the released CLIPS weights use exact in the image tower, tanh in the text tower.
       remat: what the backward pass recomputes: "none"; "dots", everything but matrix products; "full", all but the
         block's input.
-      attention: "plain" is `layers.attend`; "splash" the TPU kernel that keeps no logits, meant for training at high
-        resolution. Which is better from which resolution on was not measured here.
+      attention: in a training step on TPUs, "fused" is a kernel of our own that keeps no logits
+        (`models.fused_attention`), "plain" is left to the compiler. Everywhere else both are `layers.attend`.
     """
 
     width: int
@@ -22,7 +22,7 @@ class TransformerConfig:
     mlp_dim: int
     gelu: Literal["tanh", "exact"] = "tanh"
     remat: Literal["none", "dots", "full"] = "none"
-    attention: Literal["plain", "splash"] = "plain"
+    attention: Literal["plain", "fused"] = "plain"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,8 +3,6 @@
 Legend: B batch, P prefix length, T target positions, D decoder width, V vocabulary.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import flax.struct
 import jax
@@ -79,11 +77,9 @@ class Captioner(nn.Module):
             x_BxTxD = x_BxTxD + self.tokens(shifted_BxT)
         x_BxPxD, real_BxP = self._read(prefix)
         x_BxLxD = jnp.concatenate([x_BxPxD, x_BxTxD], axis=1)
-        mask: Any = combination_mask(real_BxP, length)
-        if self.config.transformer.attention == "splash":
-            segments_BxL = jnp.pad(real_BxP.astype(jnp.int32), ((0, 0), (0, length)), constant_values=1)
-            mask = SegmentMask(segments_BxL, prefix=real_BxP.shape[1])
-        x_BxLxD = self.transformer(x_BxLxD, mask)
+        # The combination mask, but for the prefix' padding, which sees itself and is seen by nobody.
+        segments_BxL = jnp.pad(real_BxP.astype(jnp.int32), ((0, 0), (0, length)), constant_values=1)
+        x_BxLxD = self.transformer(x_BxLxD, SegmentMask(segments_BxL, prefix=real_BxP.shape[1]))
         return self.norm(x_BxLxD[:, -length:]), self.head
 
     def start(self, prefix: Prefix) -> Written:

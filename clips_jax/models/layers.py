@@ -11,10 +11,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from clips_jax.config import TransformerConfig
-from clips_jax.masks import SegmentMask
-from clips_jax.models.splash import splash_attention
+from clips_jax.masks import HIDDEN_LOGIT, SegmentMask
+from clips_jax.models.fused_attention import fused_attention
 
 LAYER_NORM_EPSILON = 1e-6  # released CLIPS weights; 1e-5 changes their text features by 6e-2
 kernel_init = nn.initializers.xavier_uniform()  # as big_vision's ViT
@@ -25,8 +26,8 @@ LayerNorm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON)
 # CPU writes out deeper ones too: there a loop's copies of what the backward pass reads take a fifth of the time.
 UNROLLED_DEPTH, UNROLLED_DEPTH_ON_CPU = 4, 12
 
-# Stands in for hidden logits: finite, so that a row that sees nothing gets a mean and not NaN.
-HIDDEN_LOGIT = -0.7 * float(jnp.finfo(jnp.float32).max)
+# What the attention kernel writes, by name, for the policies of rematerialisation.
+ATTENDED = "attended"
 
 
 @jax.custom_vjp
@@ -127,10 +128,15 @@ Cache = tuple[jax.Array, jax.Array]
 AnyMask = jax.Array | SegmentMask | None
 
 
-def trains_on_cpu() -> bool:
-    """Whether the mesh in use (`train_step`) is of CPUs, where two things are best written differently."""
+def trains_on(platform: str) -> bool:
+    """Whether the mesh in use (`train_step`) is of "cpu" or "tpu" devices; outside of a step none is in use."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return device is not None and device.platform == "cpu"
+    return device is not None and device.platform == platform
+
+
+def uses_kernel(config: TransformerConfig) -> bool:
+    """Whether attention is the TPU's kernel here."""
+    return config.attention == "fused" and trains_on("tpu")
 
 
 def attend(
@@ -141,7 +147,7 @@ def attend(
     In a training step on CPU rows and heads move to the front of every factor: two thirds of the time of
     `jax.nn.dot_product_attention`, which elsewhere reads and writes less (docs/experiments.md).
     """
-    if not trains_on_cpu():
+    if not trains_on("cpu"):
         return jax.nn.dot_product_attention(query_BxLxHxK, key_BxCxHxK, value_BxCxHxK, mask=mask_Bx1xLxC)
     query_BxHxLxK, key_BxHxCxK, value_BxHxCxK = (x.swapaxes(1, 2) for x in (query_BxLxHxK, key_BxCxHxK, value_BxCxHxK))
     accumulated = jnp.promote_types(query_BxHxLxK.dtype, jnp.float32)
@@ -155,7 +161,7 @@ def attend(
 
 def written_out(depth: int) -> bool:
     """Whether a stack is written out instead of looped over."""
-    return depth <= (UNROLLED_DEPTH_ON_CPU if trains_on_cpu() else UNROLLED_DEPTH)
+    return depth <= (UNROLLED_DEPTH_ON_CPU if trains_on("cpu") else UNROLLED_DEPTH)
 
 
 class Attention(nn.Module):
@@ -164,12 +170,12 @@ class Attention(nn.Module):
     Attributes:
       heads: H; D / H is the head width.
       dtype: of the activations. The softmax is float32 in any case.
-      splash: use the TPU kernel where the mask and the absence of a cache allow it.
+      kernel: use the TPU's (`fused_attention`) where the mask and the absence of a cache allow it.
     """
 
     heads: int
     dtype: jnp.dtype
-    splash: bool = False
+    kernel: bool = False
 
     @nn.compact
     def __call__(
@@ -197,8 +203,8 @@ class Attention(nn.Module):
                 for held, new in zip(cache, (key, value), strict=True)
             )
             cache = key, value
-        if isinstance(mask_Bx1xLxC, SegmentMask) or (self.splash and mask_Bx1xLxC is None and cache is None):
-            out_BxLxHxK = splash_attention(query, key, value, mask_Bx1xLxC)
+        if isinstance(mask_Bx1xLxC, SegmentMask) or (self.kernel and mask_Bx1xLxC is None and cache is None):
+            out_BxLxHxK = checkpoint_name(fused_attention(query, key, value, mask_Bx1xLxC), ATTENDED)
         else:
             out_BxLxHxK = attend(query, key, value, mask_Bx1xLxC)
         out = DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, kernel_init=kernel_init, name="out")
@@ -231,7 +237,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         config = self.config
         y_BxLxD = LayerNorm(dtype=self.dtype, name="norm_attention")(x_BxLxD)
-        attention = Attention(config.heads, self.dtype, config.attention == "splash", name="attention")
+        attention = Attention(config.heads, self.dtype, uses_kernel(config), name="attention")
         y_BxLxD, cache = attention(y_BxLxD, mask_Bx1xLxC, cache, start)
         x_BxLxD = keep_rows(x_BxLxD + y_BxLxD)
         y_BxLxD = LayerNorm(dtype=self.dtype, name="norm_mlp")(x_BxLxD)
@@ -259,11 +265,14 @@ class Transformer(nn.Module):
         self, x_BxLxD: jax.Array, mask_Bx1xLxC: AnyMask = None, cache: Cache | None = None, start: Any = 0
     ) -> Any:
         """x_BxLxD; with a cache, x_BxLxD and the cache with x at positions `start` to `start + L`."""
-        if isinstance(mask_Bx1xLxC, SegmentMask) and self.config.attention == "plain":
+        if isinstance(mask_Bx1xLxC, SegmentMask) and not uses_kernel(self.config):
             mask_Bx1xLxC = mask_Bx1xLxC.dense()  # once, for all blocks and heads
         block: Callable = Block
         if self.config.remat != "none":
-            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policies = jax.checkpoint_policies
+            dots = policies.save_from_both_policies(
+                policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENDED)
+            )
             block = nn.remat(Block, prevent_cse=False, policy=dots if self.config.remat == "dots" else None)
         stack = nn.scan(
             block,

@@ -6,27 +6,29 @@ import numpy as np
 import pytest
 
 from clips_jax.masks import SegmentMask, combination_mask
-from clips_jax.models.splash import splash_attention
+from clips_jax.models.fused_attention import fused_attention
 from tests import small
 
-LENGTH, PREFIX = 20, 12
+# (length, keys seen by all queries, heads, head width): heads of half a block, lengths that fill no register, several
+# blocks; heads that divide no block; one block of all heads.
+SHAPES = [(20, 12, 2, 8), (196, 68, 4, 64), (37, 37, 3, 64), (257, 129, 2, 72)]
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("masked", [False, True])
-def test_kernel_equals_plain_attention(masked):
-    inputs = [jax.random.normal(key, (2, LENGTH, 2, 8)) for key in jax.random.split(jax.random.key(0), 4)]
-    real_BxP = jnp.arange(PREFIX)[None] < jnp.array([[PREFIX], [7]])
-    segments = jnp.pad(real_BxP.astype(jnp.int32), ((0, 0), (0, LENGTH - PREFIX)), constant_values=1)
-    mask = SegmentMask(segments, prefix=PREFIX) if masked else None
-    counts_BxLx1x1 = (segments > 0)[..., None, None] if masked else jnp.ones((2, LENGTH, 1, 1), bool)
+def test_kernel_equals_plain_attention(shape, masked):
+    length, prefix, heads, width = shape
+    inputs = [jax.random.normal(key, (2, length, heads, width)) for key in jax.random.split(jax.random.key(0), 4)]
+    real_BxP = jnp.arange(prefix)[None] < jnp.array([[prefix], [7]])
+    segments = jnp.pad(real_BxP.astype(jnp.int32), ((0, 0), (0, length - prefix)), constant_values=1)
+    mask = SegmentMask(segments, prefix=prefix) if masked else None
 
     def plain(query, key, value, cotangent):
         out = jax.nn.dot_product_attention(query, key, value, mask=mask.dense() if mask else None)
-        return (out * cotangent * counts_BxLx1x1).sum()
+        return (out * cotangent).sum()
 
     def kernel(query, key, value, cotangent):
-        out = splash_attention(query, key, value, mask, interpret=True)
-        return (out * cotangent * counts_BxLx1x1).sum()
+        return (fused_attention(query, key, value, mask, interpret=True) * cotangent).sum()
 
     expected, ours = (jax.value_and_grad(f, argnums=(0, 1, 2, 3))(*inputs) for f in (plain, kernel))
     small.assert_trees_close(ours, expected, rtol=1e-4, atol=1e-5)
