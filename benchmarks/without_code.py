@@ -29,6 +29,7 @@ from clips_jax.plan.chips import Topology, parse_topology
 from clips_jax.plan.collectives import find_collectives
 from clips_jax.plan.compiled import SPECIAL, Compiled, Memory, parameter_count, state_bytes
 from clips_jax.plan.executed import executed
+from clips_jax.plan.kernels import find_kernels
 from clips_jax.plan.report import make_plan, to_json
 from clips_jax.plan.sweep import with_batch
 from clips_jax.program import StepProgram, make_step_program
@@ -71,13 +72,14 @@ def compile_without_code(program: StepProgram, topology: Topology, folder: pathl
     thread.start()
     arguments, others = assigned_bytes(wait_for(folder, "-buffer-assignment", thread))
     module = hlo.parse(wait_for(folder, "_after_buffer_assignment", thread))
+    kernels = find_kernels(module, traced.jaxpr.jaxpr, schedules=None)
     return Compiled(
         topology=topology,
         mesh=dict(program.mesh.shape),
         parameter_count=parameter_count(program),
         memory=Memory(**state_bytes(program), arguments=arguments, temporaries=others, peak=arguments + others),
         traced_flops=flops.jaxpr_flops(traced.jaxpr.jaxpr),
-        work=executed(module, topology.chip.peak_flops, topology.chip.hbm_bandwidth),
+        work=executed(module, topology.chip.peak_flops, topology.chip.hbm_bandwidth, kernels),
         collectives=find_collectives(module, topology.chips),
         lowered_operations=sum(" = " in line for line in lowered.as_text().splitlines()),
         compile_seconds=float("nan"),

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from clips_jax.plan import flops, hlo
 from clips_jax.plan.chips import Topology
 from clips_jax.plan.collectives import Collective, find_collectives
 from clips_jax.plan.executed import Work, executed
+from clips_jax.plan.kernels import find_kernels
 from clips_jax.program import StepProgram, make_step_program
 from clips_jax.sharding import make_mesh
 
@@ -66,17 +68,20 @@ class Compiled:
     compile_seconds: float
 
 
-def compile_step(config: Config, topology: Topology) -> Compiled:
+def compile_step(config: Config, topology: Topology, schedules: Path | None = None) -> Compiled:
     """Compiles; a program that needs more memory than there is comes back without `work` and `collectives`.
+
+    Args:
+      schedules: the folder of `kernels.keep_schedules`; without it the cycles of a step with kernels stay unknown.
 
     Raises:
       ConfigError: the config does not fit the topology's number of chips, or libtpu does not know the topology.
     """
     mesh = make_mesh(config, topology.devices())
-    return compile_program(make_step_program(config, mesh, SPECIAL), topology)
+    return compile_program(make_step_program(config, mesh, SPECIAL), topology, schedules)
 
 
-def compile_program(program: StepProgram, topology: Topology) -> Compiled:
+def compile_program(program: StepProgram, topology: Topology, schedules: Path | None = None) -> Compiled:
     """`compile_step` of a program over the topology's devices."""
     assert isinstance(program.mesh, Mesh)
     start = time.perf_counter()
@@ -103,11 +108,9 @@ def compile_program(program: StepProgram, topology: Topology) -> Compiled:
             temporaries=stats.temp_size_in_bytes,
             peak=stats.peak_memory_in_bytes,
         )
-        text = compiled.as_text()
-        module = hlo.parse(text)
-        work = executed(module, topology.chip.peak_flops, topology.chip.hbm_bandwidth)
-        if "tpu_custom_call" in text:
-            work = _with_kernels(work, counted / topology.chips, topology.chip.peak_flops)
+        module = hlo.parse(compiled.as_text())
+        kernels = find_kernels(module, traced.jaxpr.jaxpr, schedules)
+        work = executed(module, topology.chip.peak_flops, topology.chip.hbm_bandwidth, kernels)
         collectives = find_collectives(module, topology.chips)
     return Compiled(
         topology=topology,
@@ -120,13 +123,6 @@ def compile_program(program: StepProgram, topology: Topology) -> Compiled:
         lowered_operations=operations,
         compile_seconds=seconds,
     )
-
-
-def _with_kernels(work: Work, traced: float, peak_flops: float) -> Work:
-    """Adds the products of Pallas kernels, which the text does not show: what is missing to the traced ones."""
-    missing = max(traced - work.flops, 0.0)
-    seconds = work.roofline_seconds + missing / peak_flops
-    return dataclasses.replace(work, flops=work.flops + missing, roofline_seconds=seconds)
 
 
 def parameter_count(program: StepProgram) -> int:

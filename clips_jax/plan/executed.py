@@ -7,9 +7,11 @@ compiler recomputes, is in.
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 from clips_jax.plan.collectives import KINDS as COLLECTIVES
 from clips_jax.plan.hlo import Computation, Instruction, Module, Shape
+from clips_jax.plan.kernels import Kernel
 
 # These move nothing, or what they move is counted at their start.
 _FREE = {
@@ -40,30 +42,35 @@ class Work:
     Attributes:
       flops: of matrix products and convolutions, 2 per multiply-add; positions that only see padding do not count.
       bytes: read from and written to HBM, without the padding of tiled layouts.
-      cycles: the compiler's own estimate, of the instructions for which it states one.
+      cycles: the compiler's own estimate, of the instructions for which it states one, and of kernels what its schedule
+        says; None if there is a kernel without one.
       roofline_seconds: sum over instructions of max(flops / peak, bytes / bandwidth): they run one after another.
     """
 
     flops: float
     bytes: float
-    cycles: float
+    cycles: float | None
     roofline_seconds: float
 
 
-def executed(module: Module, peak_flops: float, hbm_bandwidth: float) -> Work:
-    """The work of `module` on a chip with these rates, in FLOP/s and bytes/s."""
+def executed(module: Module, peak_flops: float, hbm_bandwidth: float, kernels: Mapping[str, Kernel]) -> Work:
+    """The work of `module` on a chip with these rates, in FLOP/s and bytes/s; `kernels` by instruction."""
     flops = total_bytes = cycles = seconds = 0.0
+    known = all(kernel.cycles is not None for kernel in kernels.values())
     for name in module.scheduled:
         computation, runs = module.computations[name], module.runs[name]
         for instruction in computation.instructions.values():
             one_flops = matrix_flops(module, computation, instruction)
             one_bytes = hbm_bytes(module, computation, instruction)
-            flops += runs * one_flops
             total_bytes += runs * one_bytes
             stated = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
             cycles += runs * int(stated[1]) if stated else 0
+            if kernel := kernels.get(instruction.name):
+                one_flops += kernel.flops
+                cycles += runs * (kernel.cycles or 0)
+            flops += runs * one_flops
             seconds += runs * max(one_flops / peak_flops, one_bytes / hbm_bandwidth)
-    return Work(flops, total_bytes, cycles, seconds)
+    return Work(flops, total_bytes, cycles if known else None, seconds)
 
 
 def matrix_flops(module: Module, computation: Computation, instruction: Instruction) -> float:

@@ -39,7 +39,7 @@ def test_collectives_that_share_a_channel_count_one_by_one():
 
 
 def test_work_of_the_text():
-    work = executed(hlo.parse(TEXT), peak_flops=1e6, hbm_bandwidth=1e6)
+    work = executed(hlo.parse(TEXT), peak_flops=1e6, hbm_bandwidth=1e6, kernels={})
     assert work.flops == 12 * 2 * 16 * 32 * 64
     assert work.cycles == 12 * 100
     # Start: operand and result. Loop: x and y read, the product written; the gather's buffers are not touched; the
@@ -63,6 +63,13 @@ def test_work_of_the_text():
 )
 def test_groups(attributes, size):
     assert group_size(f"channel_id=1, {attributes}, to_apply=%add", chips=32) == size
+
+
+def test_attributes_over_several_lines():
+    lines = 'frontend_attributes={kernel_metadata={\n"tile":"128"\n}}, channel_id=7'
+    text = TEXT.replace("channel_id=7", lines)
+    assert text != TEXT
+    assert find_collectives(hlo.parse(text), chips=16) == find_collectives(hlo.parse(TEXT), chips=16)
 
 
 def test_bytes_on_the_wire():
@@ -103,7 +110,7 @@ def layers():
 
 
 def test_flops_of_a_program_compiled_for_a_tpu(layers):
-    work = executed(layers, peak_flops=197e12, hbm_bandwidth=8.1e11)
+    work = executed(layers, peak_flops=197e12, hbm_bandwidth=8.1e11, kernels={})
     assert work.flops == 12 * 3 * (2 * 4096 * 1024 * 1024) / 16  # forward, and two products backward; per chip
     assert work.bytes > 12 * 256 * 1024 * 2  # at least: every parameter of the chip
 
