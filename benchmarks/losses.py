@@ -1,8 +1,9 @@
-"""Memory and compile time of the losses for a TPU that is not here, beside their textbook forms.
+"""Memory, bytes sent and compile time of the losses for a TPU that is not here, beside their textbook forms.
 
     pip install libtpu==0.0.52 && python -m benchmarks.losses [--topology v5e:16x16] [--batch_size 32768] [--json]
+    python -m benchmarks.losses --topology v5p:8x8x16 --batch_size 131072 --only softmax
 
-Compiles loss and gradient ahead of time (no TPU needed) and prints temporaries per chip.
+Compiles loss and gradient ahead of time (no TPU needed) and prints figures per chip.
 """
 
 import argparse
@@ -24,6 +25,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clips_jax import losses
 from clips_jax.losses import contrastive
+from clips_jax.plan import hlo
+from clips_jax.plan.collectives import find_collectives
+from clips_jax.plan.flops import matrix_flops
 
 P = PartitionSpec
 WIDTH, VIEWS = 768, 2
@@ -45,14 +49,23 @@ def textbook_caption(hidden: jax.Array, head: jax.Array, targets: jax.Array, wei
     return ((jax.nn.logsumexp(logits, axis=-1) - picked) * weights).sum() / weights.sum()
 
 
-def measure(function: Callable[..., Any], count: int, *inputs: jax.ShapeDtypeStruct) -> dict[str, float]:
-    """Temporaries per chip and compile time of value and gradient by the first `count` inputs."""
+def measure(function: Callable[..., Any], count: int, chips: int, *inputs: jax.ShapeDtypeStruct) -> dict[str, float]:
+    """Per chip, of value and gradient by the first `count` inputs: temporaries, bytes sent, matrix FLOPs."""
     step = jax.jit(jax.value_and_grad(function, argnums=tuple(range(count))))
     start = time.perf_counter()
     compiled = step.lower(*inputs).compile()
     seconds = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
-    return {"temporaries_mb": memory.temp_size_in_bytes / 1e6, "compile_seconds": seconds}
+    sent = sum(one.times * one.wire_bytes for one in find_collectives(hlo.parse(compiled.as_text()), chips))
+    return {
+        "temporaries_mb": memory.temp_size_in_bytes / 1e6,
+        "sent_mb": sent / 1e6,
+        "gflop": matrix_flops(step, *inputs) / chips / 1e9,
+        "compile_seconds": seconds,
+    }
+
+
+LINE = "{temporaries_mb:10,.1f} MB temporaries {sent_mb:10,.1f} MB sent {gflop:8,.1f} GFLOP {compile_seconds:6.1f} s"
 
 
 def main() -> None:
@@ -60,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v5e:16x16")
     parser.add_argument("--batch_size", type=int, default=32_768)
+    parser.add_argument("--only", default="", help="losses whose names contain this")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     arguments = parser.parse_args()
     devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology).devices)
@@ -103,13 +117,11 @@ def main() -> None:
     chosen = "gathered" if batch * VIEWS * WIDTH * 4 <= default else "ring over data"
     print(f"{arguments.topology}, batch {batch:,}; the contrastive loss would choose: {chosen}")
     for name, function, count, inputs, contrastive.GATHERED_BYTES in cases:
+        if arguments.only not in name:
+            continue
         try:
-            results[name] = measure(function, count, *inputs)
-            print(
-                "{:32} {temporaries_mb:10,.1f} MB temporaries per chip {compile_seconds:6.1f} s".format(
-                    name, **results[name]
-                )
-            )
+            results[name] = measure(function, count, len(devices), *inputs)
+            print(f"{name:32}" + LINE.format(**results[name]), flush=True)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
