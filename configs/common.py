@@ -22,13 +22,14 @@ def model(
     vocab_size: int,
     text_length: int,
     remat: str = "none",
+    attention: str = "plain",
     **captioner: Any,
 ) -> ConfigDict:
     """The model of a row of `sizes.SIZES`; keyword arguments beyond are the captioner's (none: no captioner)."""
     shapes = SIZES[size]
 
     def stack(shape: Any) -> dict[str, Any]:
-        return dataclasses.asdict(shape) | {"remat": remat}
+        return dataclasses.asdict(shape) | {"remat": remat, "attention": attention}
 
     config = ConfigDict()
     config.image = dict(transformer=stack(shapes.image), image_size=image_size, patch_size=patch_size)

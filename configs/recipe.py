@@ -73,6 +73,7 @@ def full_size(size: str, patch_size: int, stages: tuple[Stage, ...], stage: int,
         vocab_size=32_000,
         text_length=80,
         remat="dots",  # assumption: the fastest policy where it fits
+        attention="fused",  # at every length of every stage, by the compiler's cycles (docs/step.md)
         kind="learnable",
         target_length=128,
         condition_on=("image", "alt"),
