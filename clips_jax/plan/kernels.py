@@ -32,7 +32,7 @@ class Kernel:
 def keep_schedules(folder: Path) -> None:
     """Has libtpu write the schedules of what it compiles to this folder; call it before libtpu is loaded."""
     arguments = (
-        f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final_bundles.*"
+        f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles"
     )
     os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {arguments}"
 
