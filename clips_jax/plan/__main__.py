@@ -115,6 +115,8 @@ def _compile(config: Config, topology: Topology, schedules: Path) -> Compiled:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(f"--topology={topology.name}: compiling for a TPU needs its compiler: {LIBTPU}")
     _say(f"compiling for {topology.name}: minutes for a full-size config …")
+    for file in schedules.iterdir():  # of the plan before, in a sweep
+        file.unlink()
     return compile_step(config, topology, schedules)
 
 

@@ -44,13 +44,20 @@ def find_kernels(module: Module, jaxpr: Any, schedules: Path | None) -> dict[str
       jaxpr: of the traced step.
       schedules: the folder of `keep_schedules`, if there is one.
     """
+    calls = [
+        instruction
+        for computation in module.computations.values()
+        for instruction in computation.instructions.values()
+        if 'custom_call_target="tpu_custom_call"' in instruction.attributes
+    ]
     traced, found = _traced(jaxpr), {}
-    for computation in module.computations.values():
-        for instruction in computation.instructions.values():
-            if 'custom_call_target="tpu_custom_call"' in instruction.attributes:
-                flops, steps = traced[_key(instruction)]
-                words = _scheduled_words(schedules, instruction.name) if schedules else None
-                found[instruction.name] = Kernel(flops, None if words is None else words * steps)
+    words: dict[_Key, int] = {}  # by kernel: one that is called twice is scheduled once
+    for call in calls:
+        if schedules and (scheduled := _scheduled_words(schedules, call.name)):
+            words[_key(call)] = scheduled
+    for call in calls:
+        flops, steps = traced[_key(call)]
+        found[call.name] = Kernel(flops, words[_key(call)] * steps if _key(call) in words else None)
     return found
 
 
@@ -76,8 +83,8 @@ def _traced(jaxpr: Any) -> dict[_Key, tuple[float, int]]:
     return found
 
 
-def _scheduled_words(schedules: Path, name: str) -> int | None:
-    """Of the last program in which an instruction had this name."""
+def _scheduled_words(schedules: Path, name: str) -> int:
+    """Of the last program in which an instruction had this name; 0 if there was none."""
     files = sorted(schedules.glob(f"*-{name}-*schedule-analysis_final_bundles.txt"))
     words = re.search(r"total scheduled bundles:\s*(\d+)", files[-1].read_text()) if files else None
-    return int(words[1]) if words else None
+    return int(words[1]) if words else 0

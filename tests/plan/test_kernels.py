@@ -1,5 +1,7 @@
 """Pallas kernels in a program compiled for a TPU: found, counted, their schedules read."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,13 @@ def test_kernels_of_a_chip(step):
     assert work.cycles is None  # nobody kept their schedules
 
 
+def renamed(module):
+    """The program's entry under other names: libtpu schedules equal kernels once."""
+    instructions = module.computations[module.entry].instructions.values()
+    again = [dataclasses.replace(one, name=f"{one.name}0") for one in instructions]
+    return hlo.Computation("again", {one.name: one for one in again})
+
+
 def test_cycles_are_words_times_steps(step, tmp_path):
     jaxpr, module = step
     for name in find_kernels(module, jaxpr, None):
@@ -55,4 +64,6 @@ def test_cycles_are_words_times_steps(step, tmp_path):
             file.write_text(f"Schedule analysis:\n\ttotal scheduled bundles:    {words}\n")
     kernels = find_kernels(module, jaxpr, tmp_path)
     assert [kernel.cycles for kernel in kernels.values()] == [1000 * ROWS // 2] * 2  # a block of two heads is a row
+    twice = dataclasses.replace(module, computations=module.computations | {"again": renamed(module)})
+    assert {kernel.cycles for kernel in find_kernels(twice, jaxpr, tmp_path).values()} == {4000}
     assert executed(module, **RATES, kernels=kernels).cycles >= 2 * 4000
