@@ -6,7 +6,7 @@ The layers are those of `configs/clips_l14.py`: image tower and captioner at 84,
 query, key, value and output projections, forward and backward, bfloat16, one chip, compiled ahead of time (no TPU
 needed). "jax, tiles of 128" is splash attention as it comes, "jax, one tile" with a row as one tile and one backward
 kernel: the best of the tile sizes tried (docs/experiments.md). Cycles are the compiler's own estimates, of kernels the
-instruction words of their schedule times the steps of the grid (`plan.kernels`): a lower bound, as the roofline is.
+instruction words of their schedule times the steps of the grid (`plan.schedules`): a lower bound, as the roofline is.
 """
 
 import argparse
@@ -14,8 +14,6 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -36,9 +34,10 @@ from clips_jax.masks import SegmentMask
 from clips_jax.models import layers
 from clips_jax.models.fused_attention import fused_attention
 from clips_jax.plan import hlo
-from clips_jax.plan.chips import parse_topology
+from clips_jax.plan.chips import Topology, parse_topology
 from clips_jax.plan.executed import executed
-from clips_jax.plan.kernels import find_kernels, keep_schedules
+from clips_jax.plan.kernels import find_kernels
+from clips_jax.plan.schedules import scheduled_words
 from configs import clips_l14
 
 TILE = 128  # the least of JAX's kernel
@@ -114,9 +113,9 @@ LINE = (
 )
 
 
-def measure(layer: Layer, form: str, rows: int, mesh: Mesh, chip: Any, schedules: pathlib.Path) -> dict[str, Any]:
+def measure(layer: Layer, form: str, rows: int, mesh: Mesh, topology: Topology) -> dict[str, Any]:
     """Memory, work and time per layer of value and gradient by weights and input."""
-    width, attention = layer.shape.width, FORMS[form]
+    width, attention, chip = layer.shape.width, FORMS[form], topology.chip
     module = layers.Attention(layer.shape.heads, jnp.dtype("bfloat16"), kernel=attention is not None)
 
     def loss(params: Any, x_BxLxD: jax.Array, segments_BxL: jax.Array, by_out_BxLxD: jax.Array) -> jax.Array:
@@ -137,7 +136,7 @@ def measure(layer: Layer, form: str, rows: int, mesh: Mesh, chip: Any, schedules
         compiled = traced.lower().compile()
         seconds = time.perf_counter() - start
     program = hlo.parse(compiled.as_text())
-    found = find_kernels(program, traced.jaxpr.jaxpr, schedules)
+    found = find_kernels(program, traced.jaxpr.jaxpr, functools.partial(scheduled_words, topology=topology.name))
     work = executed(program, chip.peak_flops, chip.hbm_bandwidth, found)
     memory: Any = compiled.memory_analysis()
     return {
@@ -159,18 +158,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     arguments = parser.parse_args()
     topology, results = parse_topology(arguments.topology), {}
-    with tempfile.TemporaryDirectory(prefix="attention_") as folder:
-        keep_schedules(pathlib.Path(folder))
-        mesh = Mesh(np.array(topology.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
-        for layer in layers_of_the_config():
-            print(f"{layer.name}: {layer.length} tokens, {layer.shape.heads} heads, {arguments.rows} rows", flush=True)
-            forms = {}
-            for form in FORMS:
-                one = measure(layer, form, arguments.rows, mesh, topology.chip, pathlib.Path(folder))
-                forms[form] = one
-                ratio = one["cycles_ms"] / forms["plain"]["cycles_ms"]
-                print(f"  {form:18}" + LINE.format(ratio, **one), flush=True)
-            results[layer.name] = forms
+    mesh = Mesh(np.array(topology.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
+    for layer in layers_of_the_config():
+        print(f"{layer.name}: {layer.length} tokens, {layer.shape.heads} heads, {arguments.rows} rows", flush=True)
+        forms = {}
+        for form in FORMS:
+            one = measure(layer, form, arguments.rows, mesh, topology)
+            forms[form] = one
+            ratio = one["cycles_ms"] / forms["plain"]["cycles_ms"]
+            print(f"  {form:18}" + LINE.format(ratio, **one), flush=True)
+        results[layer.name] = forms
     if arguments.json:
         print(json.dumps(results))
 

@@ -72,7 +72,7 @@ def compile_without_code(program: StepProgram, topology: Topology, folder: pathl
     thread.start()
     arguments, others = assigned_bytes(wait_for(folder, "-buffer-assignment", thread))
     module = hlo.parse(wait_for(folder, "_after_buffer_assignment", thread))
-    kernels = find_kernels(module, traced.jaxpr.jaxpr, schedules=None)
+    kernels = find_kernels(module, traced.jaxpr.jaxpr)
     return Compiled(
         topology=topology,
         mesh=dict(program.mesh.shape),

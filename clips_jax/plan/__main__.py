@@ -17,7 +17,6 @@ import importlib.util
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,6 @@ from clips_jax.plan import gpu
 from clips_jax.plan.chips import Topology, known, parse_topology
 from clips_jax.plan.compiled import LIBTPU, Compiled, compile_step
 from clips_jax.plan.flops import jaxpr_flops
-from clips_jax.plan.kernels import keep_schedules
 from clips_jax.plan.report import Plan, make_plan, table, to_json
 from clips_jax.plan.sweep import markdown, picture, variants, with_batch
 
@@ -62,38 +60,31 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected argument {argv[1]!r}: flags start with --.")
     logging.set_verbosity(logging.WARNING)
-    with tempfile.TemporaryDirectory(prefix="clips_plan_") as folder:
-        keep_schedules(Path(folder))
-        plans = _plans(Path(folder))
-    if JSON.value:
-        for plan in plans:
-            print(json.dumps(to_json(plan)))
-    sys.exit(0 if all(plan.fits for plan in plans) else DOES_NOT_FIT)
-
-
-def _plans(schedules: Path) -> list[Plan]:
-    """What the flags ask for, printed."""
     try:
         config = read_config(CONFIG)
         topology = parse_topology(TOPOLOGY.value) if TOPOLOGY.value else None
         if not SWEEP.value and topology is None:
             raise app.UsageError(f"--topology is missing. Known: {known()}")
         if SWEEP.value:
-            return _sweep(config, topology, schedules)
-        assert topology
-        plan = _with_stages(_plan(with_batch(config, topology, BATCH_PER_CHIP.value), topology, schedules))
+            plans = _sweep(config, topology)
+        else:
+            assert topology
+            plans = [_with_stages(_plan(with_batch(config, topology, BATCH_PER_CHIP.value), topology))]
+            print(table(plans[0]))
     except ConfigError as error:
         sys.exit(f"ConfigError: {error}")
-    print(table(plan))
-    return [plan]
+    if JSON.value:
+        for plan in plans:
+            print(json.dumps(to_json(plan)))
+    sys.exit(0 if all(plan.fits for plan in plans) else DOES_NOT_FIT)
 
 
-def _sweep(config: Config, topology: Topology | None, schedules: Path) -> list[Plan]:
+def _sweep(config: Config, topology: Topology | None) -> list[Plan]:
     plans = []
     wanted = variants(config, topology, SWEEP.value, BATCH_PER_CHIP.value)
     for number, (one, place) in enumerate(wanted, 1):
         _say(f"{number} of {len(wanted)}: {place.name}, batch {one.batch_size:,}")
-        plans.append(_plan(one, place, schedules))
+        plans.append(_plan(one, place))
     print(markdown(plans))
     path = Path(PLOT.value)
     temporary = path.with_name(path.name + ".tmp")
@@ -103,21 +94,19 @@ def _sweep(config: Config, topology: Topology | None, schedules: Path) -> list[P
     return plans
 
 
-def _plan(config: Config, topology: Topology, schedules: Path) -> Plan:
+def _plan(config: Config, topology: Topology) -> Plan:
     path, arguments = config_file(CONFIG)
     name = Path(path).stem + (f":{arguments}" if arguments else "")
-    return make_plan(name, config, _compile(config, topology, schedules))
+    return make_plan(name, config, _compile(config, topology))
 
 
-def _compile(config: Config, topology: Topology, schedules: Path) -> Compiled:
+def _compile(config: Config, topology: Topology) -> Compiled:
     if topology.is_gpu:
         return gpu.estimate_step(config, topology)
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(f"--topology={topology.name}: compiling for a TPU needs its compiler: {LIBTPU}")
     _say(f"compiling for {topology.name}: minutes for a full-size config …")
-    for file in schedules.iterdir():  # of the plan before, in a sweep
-        file.unlink()
-    return compile_step(config, topology, schedules)
+    return compile_step(config, topology)
 
 
 def _with_stages(plan: Plan) -> Plan:

@@ -1,10 +1,10 @@
 """Compiles a config's step for chips that are not here, and reads what the compiler says."""
 
 import dataclasses
+import functools
 import math
 import re
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from clips_jax.plan.chips import Topology
 from clips_jax.plan.collectives import Collective, find_collectives
 from clips_jax.plan.executed import Work, executed
 from clips_jax.plan.kernels import find_kernels
+from clips_jax.plan.schedules import scheduled_words
 from clips_jax.program import StepProgram, make_step_program
 from clips_jax.sharding import make_mesh
 
@@ -68,20 +69,17 @@ class Compiled:
     compile_seconds: float
 
 
-def compile_step(config: Config, topology: Topology, schedules: Path | None = None) -> Compiled:
+def compile_step(config: Config, topology: Topology) -> Compiled:
     """Compiles; a program that needs more memory than there is comes back without `work` and `collectives`.
-
-    Args:
-      schedules: the folder of `kernels.keep_schedules`; without it the cycles of a step with kernels stay unknown.
 
     Raises:
       ConfigError: the config does not fit the topology's number of chips, or libtpu does not know the topology.
     """
     mesh = make_mesh(config, topology.devices())
-    return compile_program(make_step_program(config, mesh, SPECIAL), topology, schedules)
+    return compile_program(make_step_program(config, mesh, SPECIAL), topology)
 
 
-def compile_program(program: StepProgram, topology: Topology, schedules: Path | None = None) -> Compiled:
+def compile_program(program: StepProgram, topology: Topology) -> Compiled:
     """`compile_step` of a program over the topology's devices."""
     assert isinstance(program.mesh, Mesh)
     start = time.perf_counter()
@@ -109,7 +107,8 @@ def compile_program(program: StepProgram, topology: Topology, schedules: Path | 
             peak=stats.peak_memory_in_bytes,
         )
         module = hlo.parse(compiled.as_text())
-        kernels = find_kernels(module, traced.jaxpr.jaxpr, schedules)
+        words = functools.partial(scheduled_words, topology=topology.name)
+        kernels = find_kernels(module, traced.jaxpr.jaxpr, words)
         work = executed(module, topology.chip.peak_flops, topology.chip.hbm_bandwidth, kernels)
         collectives = find_collectives(module, topology.chips)
     return Compiled(

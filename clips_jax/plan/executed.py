@@ -42,8 +42,8 @@ class Work:
     Attributes:
       flops: of matrix products and convolutions, 2 per multiply-add; positions that only see padding do not count.
       bytes: read from and written to HBM, without the padding of tiled layouts.
-      cycles: the compiler's own estimate, of the instructions for which it states one, and of kernels what its schedule
-        says; None if there is a kernel without one.
+      cycles: the compiler's own estimate, of the instructions for which it states one, and of kernels (`kernels`);
+        None if those of a kernel are not known.
       roofline_seconds: sum over instructions of max(flops / peak, bytes / bandwidth): they run one after another.
     """
 
