@@ -9,17 +9,17 @@ from clips_jax.masks import SegmentMask, combination_mask
 from clips_jax.models.fused_attention import fused_attention
 from tests import small
 
-# (length, keys seen by all queries, heads, head width): heads of half a block, lengths that fill no register, several
-# blocks; heads that divide no block; one block of all heads.
-SHAPES = [(20, 12, 2, 8), (196, 68, 4, 64), (37, 37, 3, 64), (257, 129, 2, 72)]
+# (examples, length, keys seen by all queries, heads, head width): heads of half a block, lengths that fill no register,
+# several blocks; heads that divide no block; one block of all heads. By 8, 2, 4, 1 and 1 examples in a step.
+SHAPES = [(16, 20, 12, 2, 8), (2, 196, 68, 4, 64), (12, 37, 37, 3, 64), (2, 257, 129, 2, 72), (3, 20, 12, 2, 8)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("masked", [False, True])
 def test_kernel_equals_plain_attention(shape, masked):
-    length, prefix, heads, width = shape
-    inputs = [jax.random.normal(key, (2, length, heads, width)) for key in jax.random.split(jax.random.key(0), 4)]
-    real_BxP = jnp.arange(prefix)[None] < jnp.array([[prefix], [7]])
+    batch, length, prefix, heads, width = shape
+    inputs = [jax.random.normal(key, (batch, length, heads, width)) for key in jax.random.split(jax.random.key(0), 4)]
+    real_BxP = jnp.arange(prefix)[None] < jax.random.randint(jax.random.key(1), (batch, 1), 1, prefix + 1)
     segments = jnp.pad(real_BxP.astype(jnp.int32), ((0, 0), (0, length - prefix)), constant_values=1)
     mask = SegmentMask(segments, prefix=prefix) if masked else None
 

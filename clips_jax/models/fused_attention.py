@@ -24,6 +24,9 @@ from clips_jax.masks import HIDDEN_LOGIT, SegmentMask
 
 LANES = 128  # numbers side by side in a TPU's registers
 KERNEL_BYTES = 32 * 2**20  # of the chip's own memory, at least
+# A step of a kernel's grid costs something by itself, so short examples go several at a time: up to so many tokens, and
+# so many heads, which are written out one after another.
+STEP_TOKENS, STEP_HEADS = 512, 16
 
 
 def fused_attention(
@@ -89,70 +92,75 @@ def _call(
     segments_BxL: jax.Array | None = None,
     **more: jax.Array,
 ) -> list[jax.Array]:
-    """Runs a kernel for each example and block of whole heads; all arrays but the segments are (B, L, D)."""
+    """Runs a kernel for some examples and a block of whole heads at a time; all arrays but segments are (B, L, D)."""
     batch, length, width = query_BxLxD.shape
     block = math.lcm(settings.width, LANES)
     if width % block:
         block = width
-    rows = pl.BlockSpec((1, length, block), lambda example, column: (example, 0, column))
+    most = min(STEP_TOKENS // length, STEP_HEADS * settings.width // block)
+    examples = next(count for count in (8, 4, 2, 1) if batch % count == 0 and count <= max(1, most))
+    rows = pl.BlockSpec((examples, length, block), lambda first, column: (first, 0, column))
     segments: list[jax.Array] = []
     if segments_BxL is not None:  # once for the keys, down, and once for the queries, across
         segments = [segments_BxL[:, :, None], segments_BxL[:, None, :]]
-    whole = [pl.BlockSpec((1, *x.shape[1:]), lambda example, column: (example, 0, 0)) for x in segments]
+    whole = [pl.BlockSpec((examples, *x.shape[1:]), lambda first, column: (first, 0, 0)) for x in segments]
     return pl.pallas_call(
         functools.partial(kernel, settings),
-        grid=(batch, width // block),
+        grid=(batch // examples, width // block),
         in_specs=[rows] * (3 + len(more)) + whole,
         out_specs=[rows] * results,
         out_shape=[jax.ShapeDtypeStruct(query_BxLxD.shape, query_BxLxD.dtype)] * results,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel"),
-            vmem_limit_bytes=_kernel_bytes(length, block, query_BxLxD.dtype.itemsize),
+            vmem_limit_bytes=_kernel_bytes(examples, length, block, query_BxLxD.dtype.itemsize),
         ),
         interpret=settings.interpret,
         name=name,
     )(query_BxLxD, key_BxLxD, value_BxLxD, *more.values(), *segments)
 
 
-def _kernel_bytes(length: int, block: int, itemsize: int) -> int:
+def _kernel_bytes(examples: int, length: int, block: int, itemsize: int) -> int:
     """Seven arrays, twice, as one block is computed while others come and go, and nine of logits: the compiler wanted
     39.35 MiB for 736 x 1,152, where this is 41.2."""
-    return max(KERNEL_BYTES, 2 * 7 * length * block * itemsize + 9 * length**2 * 4)
+    return max(KERNEL_BYTES, 2 * 7 * examples * length * block * itemsize + 9 * length**2 * 4)
 
 
 def _forward_kernel(settings: _Settings, query: Any, key: Any, value: Any, *rest: Any) -> None:
-    """One block of one example: references (1, L, W); segments (1, C, 1) and (1, 1, L) if there are any; the result."""
+    """One block of E examples: references (E, L, W); segments (E, C, 1) and (E, 1, L) if there are any; the result."""
     *segments, out = rest
-    visible_CxL = _visible(settings.prefix, segments)
-    for head in _heads(settings, query):
-        weights_CxL = _weights(query[head], key[head], visible_CxL)
-        out[head] = _dot(weights_CxL.astype(out.dtype), value[head], 0, 0).astype(out.dtype)
+    for example in range(query.shape[0]):
+        visible_CxL = _visible(settings.prefix, segments, example)
+        for head in _heads(settings, query, example):
+            weights_CxL = _weights(query[head], key[head], visible_CxL)
+            out[head] = _dot(weights_CxL.astype(out.dtype), value[head], 0, 0).astype(out.dtype)
 
 
 def _backward_kernel(settings: _Settings, query: Any, key: Any, value: Any, by_out: Any, *rest: Any) -> None:
     """The same with the result's gradient, to the gradients of query, key and value."""
     *segments, by_query, by_key, by_value = rest
-    visible_CxL, dtype = _visible(settings.prefix, segments), query.dtype
-    for head in _heads(settings, query):
-        weights_CxL = _weights(query[head], key[head], visible_CxL)
-        by_value[head] = _dot(weights_CxL.astype(dtype), by_out[head], 1, 0).astype(dtype)
-        by_weights_CxL = _dot(value[head], by_out[head], 1, 1)
-        by_logits_CxL = weights_CxL * (by_weights_CxL - (weights_CxL * by_weights_CxL).sum(axis=0, keepdims=True))
-        by_logits_CxL = (by_logits_CxL * settings.width**-0.5).astype(dtype)
-        by_query[head] = _dot(by_logits_CxL, key[head], 0, 0).astype(dtype)
-        by_key[head] = _dot(by_logits_CxL, query[head], 1, 0).astype(dtype)
+    dtype = query.dtype
+    for example in range(query.shape[0]):
+        visible_CxL = _visible(settings.prefix, segments, example)
+        for head in _heads(settings, query, example):
+            weights_CxL = _weights(query[head], key[head], visible_CxL)
+            by_value[head] = _dot(weights_CxL.astype(dtype), by_out[head], 1, 0).astype(dtype)
+            by_weights_CxL = _dot(value[head], by_out[head], 1, 1)
+            by_logits_CxL = weights_CxL * (by_weights_CxL - (weights_CxL * by_weights_CxL).sum(axis=0, keepdims=True))
+            by_logits_CxL = (by_logits_CxL * settings.width**-0.5).astype(dtype)
+            by_query[head] = _dot(by_logits_CxL, key[head], 0, 0).astype(dtype)
+            by_key[head] = _dot(by_logits_CxL, query[head], 1, 0).astype(dtype)
 
 
-def _heads(settings: _Settings, block: Any) -> list[tuple[Any, ...]]:
-    """Where each head lies in a block."""
-    return [(0, slice(None), slice(at, at + settings.width)) for at in range(0, block.shape[2], settings.width)]
+def _heads(settings: _Settings, block: Any, example: int) -> list[tuple[Any, ...]]:
+    """Where each head of an example lies in a block."""
+    return [(example, slice(None), slice(at, at + settings.width)) for at in range(0, block.shape[2], settings.width)]
 
 
-def _visible(prefix: int, segments: list[Any]) -> jax.Array | None:
+def _visible(prefix: int, segments: list[Any], example: int) -> jax.Array | None:
     """bool (C, L), keys down: sums over keys are then sums of registers. None where all see all."""
     if not segments:
         return None
-    keys_Cx1, queries_1xL = segments[0][0], segments[1][0]
+    keys_Cx1, queries_1xL = segments[0][example], segments[1][example]
     same_CxL = keys_Cx1 == queries_1xL
     if prefix >= len(keys_Cx1):
         return same_CxL
