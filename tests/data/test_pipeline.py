@@ -1,138 +1,37 @@
 import dataclasses
-import io
-import multiprocessing
-import os
 import pathlib
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from clips_jax import config as config_module
-from clips_jax.config import Config, ConfigError, DataConfig, SourceConfig, TextConfig, TokenizerConfig
+from clips_jax.config import ConfigError, DataConfig, SourceConfig, TextConfig, TokenizerConfig
 from clips_jax.data import pipeline, train_tokenizer
 from clips_jax.data.order import Mixture, epoch_of, record_index
 from clips_jax.data.pipeline import train_batches
-from clips_jax.data.shared_slots import SharedSlots
-from clips_jax.data.tokenizer import train_sentencepiece
 from clips_jax.data.triples import BadRecord, Records, open_builder, texts_of, tokenizer_path
-
-COUNT, BATCH, SIZE = 37, 10, 12
-TEXTS = {"alt_text": TextConfig(6), "recaption": TextConfig(40, fallback="alt_text")}
-
-
-class Tiny(tfds.core.GeneratorBasedBuilder):
-    """37 pictures, each of one grey, PNG and JPEG; in the configuration "damaged" every fourth is no picture."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="whole"), tfds.core.BuilderConfig(name="damaged")]
-    pkg_dir_path = None  # below: a folder for the metadata that TFDS looks for
-
-    def _info(self):
-        features = tfds.features.FeaturesDict(
-            {
-                "id": tfds.features.Text(),
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "alt_text": tfds.features.Text(),
-                "recaption": tfds.features.Text(),
-                "aliases": tfds.features.Sequence(tfds.features.Text()),
-                "group": tfds.features.ClassLabel(names=["even", "odd"]),
-                "is_flag": tfds.features.Scalar(dtype=np.bool_),
-            }
-        )
-        return self.dataset_info_from_configs(features=features)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for i in range(COUNT):
-            assert self.builder_config is not None
-            damaged = self.builder_config.name == "damaged" and i % 4 == 0
-            yield (
-                i,
-                {
-                    "id": str(i),
-                    "image": io.BytesIO(b"\x89PNG no picture" if damaged else picture(i)),
-                    "alt_text": f"picture {i}",
-                    "recaption": "" if i % 5 == 0 else f"A grey picture. It has number {i}. é",
-                    "aliases": ["grau", "grå"],
-                    "group": i % 2,
-                    "is_flag": i % 2 == 0,
-                },
-            )
-
-
-def picture(i):
-    buffer = io.BytesIO()
-    image = Image.new("RGB", (20 + i, 40 - i), (5 * i, 5 * i, 5 * i))
-    image.save(buffer, "PNG" if i % 2 else "JPEG", **({} if i % 2 else {"quality": 100}))
-    return buffer.getvalue()
+from tests.data.tiny_set import (
+    BATCH,
+    COUNT,
+    SIZE,
+    TEXTS,
+    assert_same,
+    build,
+    load,
+    make_config,
+    picture,
+    record_numbers,
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tfds")
-    Tiny.pkg_dir_path = folder
-    for name in ("whole", "damaged"):
-        builder = Tiny(data_dir=folder, config=name, file_format="array_record")
-        builder.download_and_prepare()
-    texts = [text for i in range(COUNT) for text in (f"picture {i}", f"A grey picture. It has number {i}. é")]
-    train_sentencepiece(texts, str(folder / "tokenizer.model"), 80)
-    return str(folder)
-
-
-def make_config(folder, dataset="tiny/whole", seed=0, batch_size=BATCH, **data):
-    data = {"workers": 0} | data
-    tower = config_module.TransformerConfig(width=8, depth=1, heads=1, mlp_dim=8)
-    return Config(
-        data=DataConfig(dataset, TEXTS, data_dir=folder, **data),
-        model=config_module.ModelConfig(
-            image=config_module.ImageTowerConfig(tower, image_size=SIZE, patch_size=4),
-            text=config_module.TextTowerConfig(tower, vocab_size=80),
-            joint_dim=8,
-        ),
-        objective=config_module.ObjectiveConfig(views={}),
-        optimizer=config_module.OptimizerConfig(learning_rate=0.0, warmup_samples=0),
-        checkpoint=config_module.CheckpointConfig(every_steps=1),
-        batch_size=batch_size,
-        total_samples=1000,
-        tokenizer=TokenizerConfig(f"{folder}/tokenizer.model"),
-        seed=seed,
-    )
-
-
-def leaves(batch):
-    texts = [array for _, text in sorted(batch.texts.items()) for array in (text.tokens, text.sentence_ids)]
-    return [batch.images, *texts]
-
-
-def load(config, rows=None, start=0, stop=3):
-    rows = np.arange(config.batch_size) if rows is None else rows
-    return [(leaves(batch), stats) for batch, stats in train_batches(config, rows, start, stop)]
-
-
-def assert_same(one, other):
-    assert len(one) == len(other)
-    for (arrays, stats), (other_arrays, other_stats) in zip(one, other, strict=True):
-        assert stats == other_stats
-        for array, other_array in zip(arrays, other_arrays, strict=True):
-            assert array.dtype == other_array.dtype
-            np.testing.assert_array_equal(array, other_array)
-
-
-def record_numbers(images):
-    """Which record each picture is, from its grey value."""
-    return [round(float(image.mean()) / 5) for image in images]
+    return build(tmp_path_factory.mktemp("tfds"))
 
 
 # The order of the records.
@@ -254,48 +153,6 @@ def test_every_record_once_per_epoch_also_across_batches(folder):
     assert numbers[:COUNT] != numbers[COUNT : 2 * COUNT]
 
 
-def test_worker_processes_give_the_same_batches(folder):
-    assert_same(load(make_config(folder), stop=7), load(make_config(folder, workers=2), stop=7))
-
-
-@pytest.mark.parametrize("per_worker", [0, 1, 50])
-def test_batches_do_not_depend_on_shared_slots(folder, monkeypatch, per_worker):
-    """None, too few for what is loaded ahead, and more than enough; three parts a step, the last one smaller."""
-    monkeypatch.setattr(pipeline, "ROWS_PER_PART", 4)
-    expected = load(make_config(folder), stop=12)
-    freed = []
-    if per_worker == 0:
-        monkeypatch.delattr(os, "memfd_create")
-
-    free = SharedSlots.free
-
-    def spoil(slots, slot):
-        freed.append(slot)
-        for array in slots.arrays(slot):
-            array[:] = 77  # what has been read is not looked at again
-        free(slots, slot)
-
-    monkeypatch.setattr(SharedSlots, "free", spoil)
-    monkeypatch.setattr(pipeline, "SharedSlots", lambda layout, workers, _: SharedSlots(layout, workers, per_worker))
-    assert_same(expected, load(make_config(folder, workers=2), stop=12))
-    parts = 12 * 3
-    assert (len(freed) >= parts - 1) if per_worker == 50 else (len(freed) < parts)
-    assert len(set(freed)) <= 2 * per_worker
-
-
-@pytest.mark.parametrize("threads", [1, 4])
-def test_every_part_finds_a_slot_also_when_the_reader_is_slow(folder, monkeypatch, threads):
-    monkeypatch.setattr(pipeline, "ROWS_PER_PART", 4)
-    freed, free = [], SharedSlots.free
-    monkeypatch.setattr(SharedSlots, "free", lambda slots, slot: (freed.append(slot), free(slots, slot)))
-    batches = train_batches(make_config(folder, workers=1, threads=threads), np.arange(BATCH), 0, 20)
-    loaded = [next(batches)]
-    time.sleep(1)  # as long as a slow step: all that may be loaded ahead is
-    loaded += batches
-    assert_same(load(make_config(folder), stop=20), [(leaves(batch), stats) for batch, stats in loaded])
-    assert len(freed) == 20 * 3 - 1
-
-
 def test_closing_early_ends_the_threads(folder):
     batches = train_batches(make_config(folder), np.arange(BATCH), 0, 100)
     next(batches)
@@ -340,7 +197,7 @@ def test_tensorflow_is_not_imported(folder):
     program = f"""
 import sys
 import numpy as np
-from tests.data.test_pipeline import make_config
+from tests.data.tiny_set import make_config
 from clips_jax.data.pipeline import train_batches
 print(len(list(train_batches(make_config({folder!r}), np.arange(3), 0, 2))), "tensorflow" in sys.modules)
 """
@@ -454,21 +311,6 @@ def test_rot_on_disk_costs_only_what_rots(folder, tmp_path):
     for rows in np.array_split(np.arange(COUNT), 3):  # the same records stand in whatever the slices
         [(part, _)] = load(config, rows, stop=1)
         np.testing.assert_array_equal(part[0], after[0][rows])
-
-
-def test_a_worker_that_dies_is_an_error_not_a_hang(folder):
-    batches = train_batches(make_config(folder, workers=1), np.arange(BATCH), 0, 10**6)
-    next(batches)
-    [worker] = multiprocessing.active_children()
-    for notice in (signal.SIGTERM, signal.SIGINT):  # sent to all processes of a job: this one is to act on them
-        os.kill(worker.pid, notice)
-    worker.join(0.5)
-    for _ in range(20):  # more than what it had loaded before
-        next(batches)
-    worker.kill()
-    with pytest.raises(RuntimeError, match=r"A data worker died.*-9.*data\.workers"):
-        for _ in range(100):
-            next(batches)
 
 
 def test_hardly_a_whole_record_stops_at_once(folder, monkeypatch):
