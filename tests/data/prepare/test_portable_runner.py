@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from tests.data.prepare.test_run import run, times, without_time, write_input
+from tests.data.prepare.whole_run import run, times, without_time, write_input
 from tests.faults.processes import free_port
 
 ROOT = pathlib.Path(__file__).parents[3]  # where workers are to run: they import clips_jax
