@@ -23,7 +23,7 @@ from clips_jax.data.bad_records import Replaced
 from clips_jax.data.images import BadImage, decode_resized_crop
 from clips_jax.data.open_tokenizer import Tokenizer, open_tokenizer
 from clips_jax.data.order import CropRandomness, Mixture, record_index, replacement_index, rewrite_choice
-from clips_jax.data.shared_slots import SharedSlots
+from clips_jax.data.shared_slots import Layout, SharedSlots
 from clips_jax.data.triples import IMAGE, BadRecord, Records, texts_of, tokenizer_path
 from clips_jax.data.worker import serve
 
@@ -117,10 +117,9 @@ class LoadPart:
         self._seed = config.seed
         self._rows_per_part = most = min(len(rows), ROWS_PER_PART)
         self.parts = math.ceil(len(rows) / most)
-        size = self._image_size
-        self.layout: list[tuple[tuple[int, ...], Any]] = [((most, size, size, 3), np.uint8)]
-        for text in config.data.texts.values():
-            self.layout += [((most, text.length), np.int32)] * 2
+        pictures = ((most, self._image_size, self._image_size, 3), np.uint8)
+        tokenized = [((most, text.length), np.int32) for text in config.data.texts.values() for _ in range(2)]
+        self.layout: Layout = [pictures, *tokenized]
         self.slots: SharedSlots | None = None
 
     def __call__(self, number: int) -> dict[str, Any]:

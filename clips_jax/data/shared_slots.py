@@ -23,7 +23,7 @@ from clips_jax.data import worker
 _FREE, _TAKEN = 0, 1
 _ALIGNMENT = 64  # bytes; a cache line
 
-Layout = Sequence[tuple[tuple[int, ...], np.dtype]]  # shape and dtype of each array of a part
+Layout = Sequence[tuple[tuple[int, ...], Any]]  # shape and dtype of each array of a part
 
 
 class SharedSlots:
@@ -45,7 +45,7 @@ class SharedSlots:
             try:
                 file = os.memfd_create("clips_jax_parts")
                 weakref.finalize(self, os.close, file)
-                os.ftruncate(file, self._first(workers * per_worker))
+                os.ftruncate(file, self._first(self._slots))
                 self._memory = _mapped(file)
             except OSError:  # forbidden, or no address space is left
                 return
